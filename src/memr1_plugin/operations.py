@@ -136,7 +136,8 @@ def parse(text: str, facts: Sequence[Fact], memories: Sequence[MemoryItem]) -> P
 def _parse_line(
     line: str, fact: Fact, memories: Sequence[MemoryItem], touched: set[int]
 ) -> list[Operation] | Rejection:
-    rest, deletes = line, []
+    rest = line
+    deletes: list[str] = []
     while len(deletes) < 2 and (match := _DELETE.match(rest)):
         deletes.append(match[1])
         rest = rest[match.end() :]

@@ -37,6 +37,10 @@ class Prompt:
     grammar: str | None = None
     """GBNF that the completion must match (`operations`), or None for free text."""
     max_tokens: int = 64
+    chat: bool = False
+    """True: fixed + body is one user message, put through the model's own chat template (zero-shot
+    prompts); what the template writes before the message joins the fixed part, what it writes after it
+    (the head of the assistant's reply) joins the body. False: plain text to continue (trained prompts)."""
 
 
 @dataclass(frozen=True)

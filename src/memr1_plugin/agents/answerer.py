@@ -1,0 +1,130 @@
+"""The Answer Agent: a question and candidate memories in, the memories that matter and an answer out.
+
+The paper's "memory distillation" (section 3.2) prints the selected memories before the answer; ours
+prints their numbers, which costs two tokens instead of a sentence each:
+
+    completion ::= " " ids " -> " answer  |  " none"
+
+It reads no bank and ranks nothing; candidates come from `retrieval`, and are shown by date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+
+from memr1_plugin import prompts
+from memr1_plugin.agents.engine import Engine, Prompt, Role
+from memr1_plugin.operations import one_line, render_date, render_memories
+from memr1_plugin.types import Answer, MemoryItem, Scope, aware
+
+TRAINED = "answer"
+ZERO_SHOT = "answer_zero_shot"
+ABSTENTION = "I don't remember anything about that."
+MAX_USED = 8
+MAX_ANSWER_CHARS = 200
+_COMPLETION = re.compile(r"\s*(\d{1,4}(?: \d{1,4})*) ->[ ]?(.*)", re.DOTALL)
+
+
+def by_date(items: Sequence[MemoryItem]) -> list[MemoryItem]:
+    """Return items in the order in which the prompt numbers them: by date, then by id."""
+    return sorted(items, key=lambda item: (item.at, item.id))
+
+
+def prompt(question: str, items: Sequence[MemoryItem], asked_at: datetime, *, trained: bool) -> Prompt:
+    """Build the Answer Agent's prompt; the short one if its LoRA was trained on it."""
+    template = prompts.load(TRAINED if trained else ZERO_SHOT)
+    body = template.fill(
+        memories=render_memories(by_date(items)), asked=render_date(asked_at), question=one_line(question)
+    )
+    return Prompt(
+        fixed=template.fixed, body=body, grammar=grammar(len(items)), max_tokens=48, chat=not trained
+    )
+
+
+def grammar(n_memories: int, *, selection_only: bool = False) -> str:
+    """Return the GBNF of a completion over `n_memories` memories; `selection_only` stops after the numbers."""
+    if n_memories == 0:
+        return 'root ::= " "? "none"'
+    ids = " | ".join(f'"{n}"' for n in range(1, n_memories + 1))
+    rules = [
+        f'root ::= " "? (id (" " id){{0,{MAX_USED - 1}}} " ->"{"" if selection_only else " text"} | "none")',
+        f"id ::= {ids}",
+    ]
+    if not selection_only:
+        rules.append(rf'text ::= " " [^\n\r\x00-\x1f]{{1,{MAX_ANSWER_CHARS}}}')
+    return "\n".join(rules)
+
+
+def completion(used_places: Sequence[int], text: str) -> str:
+    """Write the completion that names the memories at `used_places` (from 1, by date) and answers `text`."""
+    if not used_places:
+        return " none"
+    return f" {' '.join(str(n) for n in sorted(set(used_places))[:MAX_USED])} -> {one_line(text)}"
+
+
+def parse(text: str, items: Sequence[MemoryItem]) -> tuple[tuple[int, ...], str]:
+    """Read a completion as (ids of the items used, answer). Total; ("", no ids) means an abstention.
+
+    Text that is not in the language is taken as an answer that names no memory; unknown numbers are dropped.
+    """
+    shown = by_date(items)
+    match = _COMPLETION.match(text)
+    if match is None:
+        words = one_line(text)
+        return (), "" if words.casefold().rstrip(".") in ("none", "") else words
+    places = dict.fromkeys(int(n) for n in match[1].split())
+    return tuple(shown[n - 1].id for n in places if 1 <= n <= len(shown)), one_line(match[2])
+
+
+class Answerer:
+    """Answers and selects with an engine. Holds no state: one instance serves all scopes and threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def answer(
+        self, question: str, items: Sequence[MemoryItem], asked_at: datetime | None = None, scope: Scope | None = None
+    ) -> Answer:
+        """Answer one question from `items`; nothing to answer from is an abstention without a model call."""
+        return self.answer_many([(question, items, aware(asked_at))], scope=scope)[0]
+
+    def answer_many(
+        self, asked: Sequence[tuple[str, Sequence[MemoryItem], datetime]], scope: Scope | None = None
+    ) -> list[Answer]:
+        """Answer several (question, items, asked at) in one batch; order is kept."""
+        trained = self.engine.lora(Role.ANSWER) is not None
+        open_places = [n for n, (_, items, _) in enumerate(asked) if items]
+        calls = [prompt(*asked[n], trained=trained) for n in open_places]
+        texts = dict.fromkeys(range(len(asked)), "none")
+        if calls:
+            for n, done in zip(open_places, self.engine.complete(calls, Role.ANSWER), strict=True):
+                texts[n] = done.text
+        return [self._answer(texts[n], *asked[n], scope or Scope()) for n in range(len(asked))]
+
+    def _answer(
+        self, text: str, question: str, items: Sequence[MemoryItem], asked_at: datetime, scope: Scope
+    ) -> Answer:
+        used, words = parse(text, items)
+        return Answer(
+            text=words or ABSTENTION,
+            used=used,
+            abstained=not words,
+            question=question,
+            items=tuple(items),
+            scope=scope,
+            asked_at=asked_at,
+        )
+
+    def select(self, question: str, items: Sequence[MemoryItem], asked_at: datetime | None = None) -> list[MemoryItem]:
+        """Return the items that matter for `question` (memory distillation alone: a few tokens, no answer)."""
+        if not items:
+            return []
+        trained = self.engine.lora(Role.ANSWER) is not None
+        full = prompt(question, items, aware(asked_at), trained=trained)
+        short = Prompt(full.fixed, full.body, grammar(len(items), selection_only=True), 2 * MAX_USED + 4, full.chat)
+        [done] = self.engine.complete([short], Role.ANSWER)
+        used, _ = parse(done.text, items)
+        by_id = {item.id: item for item in items}
+        return [by_id[i] for i in used]

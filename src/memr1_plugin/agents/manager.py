@@ -1,0 +1,109 @@
+"""The Memory Manager: a turn's facts and the related memories in, operations out (paper section 3.1).
+
+It builds the prompt, asks the engine, and hands the completion to `operations.parse`; it reads and
+writes no bank. The certain cases never reach the model: an exact duplicate is a NOOP, a fact with
+nothing related is an ADD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memr1_plugin import prompts
+from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
+from memr1_plugin.operations import Rejection, grammar, one_line, parse, render_facts, render_memories
+from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind
+
+TRAINED = "manager"
+ZERO_SHOT = "manager_zero_shot"
+TOKENS_PER_FACT = 24
+"""Output budget: "UPDATE 12" is 4 tokens; the rest is room for a merged text."""
+LINE_CHARS = 280
+"""A memory or fact longer than this is cut in the Manager's view (never in the bank)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with a turn's facts, who decided it, and what it cost."""
+
+    operations: tuple[Operation, ...]
+    sources: tuple[str, ...]
+    """"rule" or "manager", one per operation."""
+    rejections: tuple[Rejection, ...] = ()
+    completion: Completion | None = None
+    """None when every fact was certain: no model call."""
+
+
+def prompt(facts: Sequence[Fact], memories: Sequence[MemoryItem], *, trained: bool) -> Prompt:
+    """Build the Manager's prompt; the short one if its LoRA was trained on it."""
+    template = prompts.load(TRAINED if trained else ZERO_SHOT)
+    shown = [replace(m, text=_cut(m.text)) for m in memories]
+    body = template.fill(
+        memories=render_memories(shown), facts=render_facts([replace(f, text=_cut(f.text)) for f in facts])
+    )
+    return Prompt(
+        fixed=template.fixed,
+        body=body,
+        grammar=grammar(len(facts), len(memories)),
+        max_tokens=TOKENS_PER_FACT * len(facts),
+        chat=not trained,
+    )
+
+
+def _cut(text: str) -> str:
+    text = one_line(text)
+    return text if len(text) <= LINE_CHARS else text[: LINE_CHARS - 3] + "..."
+
+
+def _same(fact: Fact, item: MemoryItem) -> bool:
+    return (one_line(fact.text).casefold(), fact.speaker.casefold()) == (
+        one_line(item.text).casefold(),
+        item.speaker.casefold(),
+    )
+
+
+def certain(fact: Fact, memories: Sequence[MemoryItem]) -> Operation | None:
+    """Return the operation that needs no model, or None if this fact needs one."""
+    if not memories:
+        return Operation(OperationKind.ADD, fact)
+    if any(_same(fact, item) for item in memories):
+        return Operation(OperationKind.NOOP, fact)
+    return None
+
+
+class Manager:
+    """Decides operations with an engine. Holds no state: one instance serves all scopes and threads."""
+
+    def __init__(self, engine: Engine, *, use_certain: bool = True) -> None:
+        self.engine = engine
+        self.use_certain = use_certain
+
+    def decide(self, facts: Sequence[Fact], related: Sequence[Sequence[MemoryItem]]) -> Decision:
+        """Decide one turn's facts in at most one model call.
+
+        Args:
+            facts: the turn's facts, in order.
+            related: for each fact the memories related to it, most related first; the prompt shows their
+                union, by date.
+
+        Raises:
+            ModelError: the engine failed. A completion that makes no sense is not an error but a `Rejection`.
+        """
+        by_rule = [certain(f, r) if self.use_certain else None for f, r in zip(facts, related, strict=True)]
+        open_facts = [f for f, op in zip(facts, by_rule, strict=True) if op is None]
+        shown = union([r for r, op in zip(related, by_rule, strict=True) if op is None])
+        ruled = tuple(op for op in by_rule if op is not None)
+        if not open_facts:
+            return Decision(ruled, ("rule",) * len(ruled))
+        trained = self.engine.lora(Role.MANAGER) is not None
+        [completion] = self.engine.complete([prompt(open_facts, shown, trained=trained)], Role.MANAGER)
+        parsed = parse(completion.text, open_facts, shown)
+        sources = ("rule",) * len(ruled) + ("manager",) * len(parsed.operations)
+        return Decision((*ruled, *parsed.operations), sources, parsed.rejections, completion)
+
+
+def union(groups: Sequence[Sequence[MemoryItem]]) -> list[MemoryItem]:
+    """Return the distinct items of all groups by date, as the prompt lists them."""
+    distinct = {item.id: item for group in groups for item in group}
+    return sorted(distinct.values(), key=lambda item: (item.at, item.id))

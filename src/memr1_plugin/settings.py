@@ -1,0 +1,44 @@
+"""The few knobs of a memory, with defaults for a laptop.
+
+Frozen: a memory's settings do not change while it is open. What a model needs (device, dtype, batch) is
+the engine's; what training needs is a recipe's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memr1_plugin.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much a memory shows to its agents, and what it remembers."""
+
+    candidates: int = 10
+    """Memories shown to the Answer Agent. The paper shows 60; a small model reads 10 better and faster."""
+    per_speaker: int | None = None
+    """At most this many candidates of one speaker (the paper: 30); None: no quota."""
+    related: int = 4
+    """Memories shown to the Manager beside a turn's facts, per fact. Fewer tokens, fewer seconds."""
+    related_floor: float = 0.35
+    """Relevance below which a memory is unrelated to a fact; a fact with nothing related is an ADD."""
+    floor: float | None = None
+    """Relevance below which a question retrieves nothing; None: the retriever's calibrated value."""
+    certain: bool = True
+    """Decide exact duplicates (NOOP) and facts with nothing related (ADD) without the model."""
+    remember_roles: tuple[str, ...] = ("user",)
+    """Roles whose turns become memories; every turn is journaled whatever its role."""
+    recent_turns: int = 6
+    """Turns of the dialogue that doors show beside the memories."""
+    retry_s: float = 5.0
+    """Seconds until the background worker tries a turn again after its model failed; doubles up to 60."""
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "related"):
+            if getattr(self, name) < 1:
+                raise InputError(f"settings.{name} is {getattr(self, name)}; expected at least 1.")
+        if isinstance(self.remember_roles, str):
+            raise InputError(
+                f'settings.remember_roles is the string {self.remember_roles!r}; expected a tuple, e.g. ("user",).'
+            )
