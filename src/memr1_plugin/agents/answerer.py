@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from memr1_plugin import prompts
-from memr1_plugin.agents.engine import Engine, Prompt, Role
+from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
 from memr1_plugin.operations import one_line, render_date, render_memories
 from memr1_plugin.types import Answer, MemoryItem, Scope, aware
 
@@ -38,9 +39,7 @@ def prompt(question: str, items: Sequence[MemoryItem], asked_at: datetime, *, tr
     body = template.fill(
         memories=render_memories(by_date(items)), asked=render_date(asked_at), question=one_line(question)
     )
-    return Prompt(
-        fixed=template.fixed, body=body, grammar=grammar(len(items)), max_tokens=48, chat=not trained
-    )
+    return Prompt(fixed=template.fixed, body=body, grammar=grammar(len(items)), max_tokens=48, chat=not trained)
 
 
 def grammar(n_memories: int, *, selection_only: bool = False) -> str:
@@ -88,25 +87,28 @@ class Answerer:
         self, question: str, items: Sequence[MemoryItem], asked_at: datetime | None = None, scope: Scope | None = None
     ) -> Answer:
         """Answer one question from `items`; nothing to answer from is an abstention without a model call."""
-        return self.answer_many([(question, items, aware(asked_at))], scope=scope)[0]
+        [(answer, _)] = self.answer_many([(question, items, aware(asked_at))], scope=scope)
+        return answer
 
     def answer_many(
         self, asked: Sequence[tuple[str, Sequence[MemoryItem], datetime]], scope: Scope | None = None
-    ) -> list[Answer]:
-        """Answer several (question, items, asked at) in one batch; order is kept."""
+    ) -> list[tuple[Answer, Completion | None]]:
+        """Answer several (question, items, asked at) in one batch; order is kept. None: no model call."""
         trained = self.engine.lora(Role.ANSWER) is not None
-        open_places = [n for n, (_, items, _) in enumerate(asked) if items]
-        calls = [prompt(*asked[n], trained=trained) for n in open_places]
-        texts = dict.fromkeys(range(len(asked)), "none")
-        if calls:
-            for n, done in zip(open_places, self.engine.complete(calls, Role.ANSWER), strict=True):
-                texts[n] = done.text
-        return [self._answer(texts[n], *asked[n], scope or Scope()) for n in range(len(asked))]
+        with_items = [n for n, (_, items, _) in enumerate(asked) if items]
+        calls = [prompt(*asked[n], trained=trained) for n in with_items]
+        done = dict(zip(with_items, self.engine.complete(calls, Role.ANSWER) if calls else [], strict=True))
+        return [(self._answer(done.get(n), *asked[n], scope or Scope()), done.get(n)) for n in range(len(asked))]
 
     def _answer(
-        self, text: str, question: str, items: Sequence[MemoryItem], asked_at: datetime, scope: Scope
+        self,
+        done: Completion | None,
+        question: str,
+        items: Sequence[MemoryItem],
+        asked_at: datetime,
+        scope: Scope,
     ) -> Answer:
-        used, words = parse(text, items)
+        used, words = parse(done.text if done else "none", items)
         return Answer(
             text=words or ABSTENTION,
             used=used,
@@ -117,14 +119,16 @@ class Answerer:
             asked_at=asked_at,
         )
 
-    def select(self, question: str, items: Sequence[MemoryItem], asked_at: datetime | None = None) -> list[MemoryItem]:
-        """Return the items that matter for `question` (memory distillation alone: a few tokens, no answer)."""
+    def select(
+        self, question: str, items: Sequence[MemoryItem], asked_at: datetime
+    ) -> tuple[list[MemoryItem], Completion | None]:
+        """Return the items that matter for `question`: memory distillation alone, a few tokens, no answer."""
         if not items:
-            return []
+            return [], None
         trained = self.engine.lora(Role.ANSWER) is not None
-        full = prompt(question, items, aware(asked_at), trained=trained)
-        short = Prompt(full.fixed, full.body, grammar(len(items), selection_only=True), 2 * MAX_USED + 4, full.chat)
+        full = prompt(question, items, asked_at, trained=trained)
+        short = replace(full, grammar=grammar(len(items), selection_only=True), max_tokens=2 * MAX_USED + 4)
         [done] = self.engine.complete([short], Role.ANSWER)
         used, _ = parse(done.text, items)
         by_id = {item.id: item for item in items}
-        return [by_id[i] for i in used]
+        return [by_id[i] for i in used], done

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 
 LANGUAGE = "1"
@@ -36,7 +36,7 @@ class Template:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Template:
     """Read ``prompts/<name>.txt``. A file's last newline is not part of its body."""
     text = (resources.files(__package__) / f"{name}.txt").read_text(encoding="utf-8")

@@ -1,0 +1,485 @@
+"""The memory of a bot: observe what is said, search it, answer from it.
+
+This file is the data flow, top to bottom: a turn is journaled, facts are extracted, related memories
+retrieved, operations decided, and applied in one transaction. What each step does is in its own module;
+frameworks are met in `adapters`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial, wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from memr1_plugin.agents.answerer import Answerer
+from memr1_plugin.agents.engine import Engine
+from memr1_plugin.agents.manager import Manager
+from memr1_plugin.background import BackgroundWriter
+from memr1_plugin.bank.bank import Bank, BankStats, Forgotten
+from memr1_plugin.embedding import Embedder, as_embedder
+from memr1_plugin.errors import InputError, ModelError
+from memr1_plugin.extraction import Extractor, as_extractor
+from memr1_plugin.meter import Meter
+from memr1_plugin.retrieval import Retriever
+from memr1_plugin.settings import Settings
+from memr1_plugin.types import Answer, Change, Fact, MemoryItem, Operation, OperationKind, Scope, Turn, aware, new_id
+
+log = logging.getLogger(__name__)
+NOBODY = Scope()
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the bank holds, and what this process did and spent since the memory was opened."""
+
+    bank: BankStats
+    counts: Mapping[str, int]
+    """"turns", "facts", "model_calls", "prompt_tokens", "cached_tokens", "output_tokens", "rejected:<reason>",
+    "<OPERATION>:<source>" (e.g. "ADD:rule")."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds by stage: "journal", "extract", "retrieve", "manage", "apply", "answer"."""
+
+
+def _twin(method: Callable[Concatenate[Memory, P], R]) -> Callable[Concatenate[Memory, P], Coroutine[Any, Any, R]]:
+    """Make the async twin of a method: the same body on a thread of the memory's own, off the event loop."""
+
+    @wraps(method)
+    async def twin(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(method, self, *args, **kwargs))
+
+    twin.__name__ = twin.__qualname__ = f"a{method.__name__}"
+    return twin
+
+
+class Memory:
+    """A bank, two agents, and the flow between them. Thread-safe; open one per database file and share it."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        *,
+        engine: Engine,
+        embedder: Embedder,
+        extractor: Extractor,
+        settings: Settings | None = None,
+        write: Literal["sync", "background"] = "sync",
+    ) -> None:
+        """Join parts that exist. `Memory.open` finds and makes them."""
+        if write not in ("sync", "background"):
+            raise InputError(f'write is {write!r}; expected "sync" or "background".')
+        self.bank, self.engine, self.embedder = bank, engine, embedder
+        self.settings = settings or Settings()
+        self.extractor = extractor
+        self.retriever = Retriever(bank, embedder, self.settings)
+        self.manager = Manager(engine, use_certain=self.settings.certain)
+        self.answerer = Answerer(engine)
+        self.meter = Meter()
+        self._scope_locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
+        self._locks_lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="memr1")
+        self._caught_up = False
+        self._closed = False
+        self._writer: BackgroundWriter | None = None
+        if write == "background":
+            self._writer = BackgroundWriter(self._manage_some, retry_s=self.settings.retry_s)
+            self._writer.wake()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path = "memory.db",
+        *,
+        model: str | Path | None = None,
+        loras: str | Path | None = None,
+        engine: Engine | None = None,
+        embedder: Embedder | Any | None = None,
+        extractor: Extractor | Any | None = None,
+        settings: Settings | None = None,
+        write: Literal["sync", "background"] = "sync",
+    ) -> Memory:
+        """Open the memory in the database file `path`, made if it does not exist.
+
+        Nothing heavy happens here: the model and the embedder load when they are first needed, and all
+        memories of a process share them.
+
+        Args:
+            path: the SQLite file; ":memory:" for one that is gone when closed.
+            model: a preset, a hub id or a local folder of a causal LM; None: SmolLM2-135M in 4-bit.
+            loras: a folder with ``manager/`` and ``answer/`` inside; None: those that ship for the model.
+            engine: any `Engine`, instead of `model` and `loras`.
+            embedder: any `Embedder`, LangChain ``Embeddings`` or LlamaIndex embedding; None: MiniLM.
+            extractor: any `Extractor`, "verbatim" (None), or a LangChain / LlamaIndex LLM that extracts;
+                "llm" lets the memory's own model extract.
+            settings: the few knobs.
+            write: "sync" manages a turn before `observe` returns; "background" journals it (durable) and
+                lets a thread manage it.
+
+        Raises:
+            BankError: the file is from a newer version, or made with another embedder, or not a bank.
+            InputError: `model` and `engine` are both given.
+        """
+        if engine is not None and (model is not None or loras is not None):
+            raise InputError("both an engine and a model or loras were given; expected one. An engine brings its own.")
+        if engine is None:
+            from memr1_plugin.agents.local import shared_engine
+
+            engine = shared_engine(model, loras)
+        made_embedder = as_embedder(embedder)
+        return cls(
+            Bank.open(path, made_embedder),
+            engine=engine,
+            embedder=made_embedder,
+            extractor=as_extractor(extractor, engine),
+            settings=settings,
+            write=write,
+        )
+
+    @classmethod
+    def shared(cls, path: str | Path = "memory.db", **options: Any) -> Memory:
+        """Return this process's one memory of `path` and `options` (those of `open`), opened if need be."""
+        place = str(path) if str(path) == ":memory:" else str(Path(path).expanduser().resolve())
+        key = (place, tuple(sorted((name, _identity(value)) for name, value in options.items())))
+        with _shared_lock:
+            memory = _shared.get(key)
+            if memory is None or memory._closed:
+                memory = _shared[key] = cls.open(path, **options)
+            return memory
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def observe(
+        self,
+        text: str | Turn,
+        *,
+        speaker: str = "user",
+        scope: Scope = NOBODY,
+        at: datetime | None = None,
+        id: str | None = None,
+        role: str = "user",
+        session: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[Change]:
+        """Take in one turn: durable before anything else happens, then managed.
+
+        Returns the changes to the bank; in background mode an empty list at once. The same `id` twice in
+        one scope is one turn.
+
+        Raises:
+            InputError: the turn cannot be stored (empty, too long, not text); nothing was written.
+            ModelError: the Manager's model failed; the turn is journaled and managed later.
+        """
+        if isinstance(text, Turn):
+            return self.observe_many([text])
+        turn = Turn(text, speaker, scope, aware(at), id or new_id(), role, session, dict(metadata or {}))
+        return self.observe_many([turn])
+
+    def observe_many(self, turns: Sequence[Turn]) -> list[Change]:
+        """Take in several turns in order, as `observe` does one; all are journaled in one transaction."""
+        self._check_open()
+        with self.meter.stage("journal"):
+            new = self.bank.record(turns)
+        self.meter.add("turns", sum(new))
+        if self._writer is not None:
+            self._writer.wake()
+            return []
+        self._catch_up()
+        scopes = dict.fromkeys(turn.scope for turn in turns)
+        return [change for scope in scopes for change in self._manage_scope(scope)]
+
+    def _manage_scope(self, scope: Scope, limit: int | None = None) -> list[Change]:
+        """Manage the scope's pending turns, oldest first: one at a time, whoever else is managing them."""
+        with self._lock_of(scope):
+            return [change for turn in self.bank.pending(scope, limit=limit) for change in self._manage(turn)]
+
+    def _manage(self, turn: Turn) -> list[Change]:
+        """Turn -> facts -> related memories -> operations -> changes."""
+        facts = self._extract(turn)
+        with self.meter.stage("retrieve"):
+            related = [self._related(fact, turn.scope) for fact in facts]
+        with self.meter.stage("manage"):
+            decision = self.manager.decide(facts, related)
+        self.meter.spent(decision.completion)
+        with self.meter.stage("apply"):
+            changes = self.bank.apply(
+                turn.scope,
+                decision.operations,
+                turns=[turn],
+                sources=decision.sources,
+                rejections=decision.rejections,
+            )
+        self._count(facts, changes, [rejection.reason for rejection in decision.rejections])
+        return changes
+
+    def _extract(self, turn: Turn) -> list[Fact]:
+        if turn.role not in self.settings.remember_roles:
+            return []
+        with self.meter.stage("extract"):
+            return self.extractor.extract(turn, self.bank.previous_turn(turn))
+
+    def _related(self, fact: Fact, scope: Scope) -> list[MemoryItem]:
+        return self.retriever.search(
+            f"{fact.speaker}: {fact.text}", scope, self.settings.related, floor=self.settings.related_floor
+        )
+
+    def _count(self, facts: Sequence[Fact], changes: Iterable[Change], rejected: Iterable[str]) -> None:
+        self.meter.add("facts", len(facts))
+        for change in changes:
+            self.meter.add(f"{change.kind.value}:{change.source}")
+        for reason in rejected:
+            self.meter.add(f"rejected:{reason}")
+
+    def _manage_some(self) -> bool:
+        """One round of the background writer: the oldest pending turn of each scope that has one."""
+        pending = self.bank.pending(limit=64)
+        for scope in dict.fromkeys(turn.scope for turn in pending):
+            self._manage_scope(scope, limit=16)
+        return bool(self.bank.pending(limit=1))
+
+    def _catch_up(self) -> None:
+        """Manage what an earlier process journaled and did not live to manage. Once per open memory."""
+        if self._caught_up or self._writer is not None:
+            return
+        self._caught_up = True
+        pending = self.bank.pending()
+        if pending:
+            log.info("managing %d turns that an earlier process left pending", len(pending))
+        for scope in dict.fromkeys(turn.scope for turn in pending):
+            self._manage_scope(scope)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until every journaled turn is managed.
+
+        Raises:
+            ModelError: the model failed, or the time ran out; the turns stay pending and lose nothing.
+        """
+        self._check_open()
+        if self._writer is None:
+            self._caught_up = False
+            self._catch_up()
+            return
+        if not self._writer.wait_idle(timeout_s):
+            n, why = len(self.bank.pending()), self._writer.failure
+            raise ModelError(
+                f"{n} turns are still pending ({why or f'{timeout_s} s were not enough'}). They are journaled; "
+                "flush again, or let the next process that opens this memory manage them."
+            ) from why
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: str,
+        *,
+        scope: Scope = NOBODY,
+        k: int = 10,
+        as_of: datetime | None = None,
+        speaker: str | None = None,
+    ) -> list[MemoryItem]:
+        """Return at most `k` memories of `scope` that are relevant to `query`, best first; no model call."""
+        self._check_open()
+        self._catch_up()
+        with self.meter.stage("retrieve"):
+            return self.retriever.search(
+                query, scope, k, as_of=as_of, speaker=speaker, per_speaker=self.settings.per_speaker,
+                floor=self.settings.floor,
+            )  # fmt: skip
+
+    def select(
+        self, query: str, *, scope: Scope = NOBODY, k: int | None = None, at: datetime | None = None
+    ) -> list[MemoryItem]:
+        """Return the memories that the Answer Agent finds to matter for `query` (memory distillation alone)."""
+        items = self.search(query, scope=scope, k=k or self.settings.candidates)
+        with self.meter.stage("answer"):
+            selected, completion = self.answerer.select(query, items, aware(at))
+        self.meter.spent(completion)
+        return selected
+
+    def answer(
+        self, question: str, *, scope: Scope = NOBODY, k: int | None = None, at: datetime | None = None
+    ) -> Answer:
+        """Answer from the memories of `scope`, naming the ones used, or abstain.
+
+        Raises:
+            ModelError: the Answer Agent's model failed.
+        """
+        items = self.search(question, scope=scope, k=k or self.settings.candidates)
+        with self.meter.stage("answer"):
+            [(answer, completion)] = self.answerer.answer_many([(question, items, aware(at))], scope=scope)
+        self.meter.spent(completion)
+        return answer
+
+    def turns(self, *, scope: Scope = NOBODY, session: str | None = None, limit: int | None = 20) -> list[Turn]:
+        """Return the newest `limit` turns of the journal, oldest first; of one dialogue if `session` is given."""
+        self._check_open()
+        return self.bank.turns(scope, session=session, limit=limit)
+
+    def history(self, item_id: int | None = None, *, scope: Scope = NOBODY) -> list[Change]:
+        """Return what happened to one memory item, or to all of the scope, oldest first."""
+        self._check_open()
+        return self.bank.history(scope, item_id)
+
+    def stats(self, scope: Scope | None = None) -> Stats:
+        """Return what the bank holds (of `scope`, or in all) and what this process did and spent."""
+        self._check_open()
+        return Stats(self.bank.stats(scope), self.meter.counts, self.meter.seconds)
+
+    # -- taking back, correcting, erasing --------------------------------------------------------------
+
+    def undo(self, change: Change | int, *, scope: Scope = NOBODY) -> Change:
+        """Take one change back; it is itself a change, and the history keeps both."""
+        self._check_open()
+        return self.bank.undo(scope, change.id if isinstance(change, Change) else change)
+
+    def correct(self, item_id: int, text: str, *, scope: Scope = NOBODY) -> Change:
+        """Let the user replace the text of one memory item."""
+        return self._by_user(scope, Operation(OperationKind.UPDATE, target=item_id, text=text))
+
+    def remove(self, item_id: int, *, scope: Scope = NOBODY) -> Change:
+        """Let the user delete one memory item: a tombstone that `undo` lifts. `forget` erases."""
+        return self._by_user(scope, Operation(OperationKind.DELETE, target=item_id))
+
+    def _by_user(self, scope: Scope, operation: Operation) -> Change:
+        self._check_open()
+        with self._lock_of(scope):
+            if operation.target is not None:
+                self.bank.get(scope, operation.target)
+            [change] = self.bank.apply(scope, [operation], source="user")
+        return change
+
+    def forget(self, item_id: int | None = None, *, scope: Scope = NOBODY) -> Forgotten:
+        """Erase one memory item and the turns it came from, or the whole scope, from everywhere. No undo."""
+        self._check_open()
+        with self._lock_of(scope):
+            return self.bank.forget(scope, item_id)
+
+    # -- training data, portability --------------------------------------------------------------------
+
+    def feedback(self, answer: Answer, *, correct: str) -> None:
+        """Keep what the right answer would have been: a question record for training."""
+        self._check_open()
+        self.bank.add_feedback(answer, correct)
+
+    def replay(
+        self, scope: Scope | None = None, *, into: str | Path, progress: Callable[[int, int], None] | None = None
+    ) -> Stats:
+        """Rebuild a bank from the journal with this memory's agents, into a new file.
+
+        Args:
+            scope: replay one scope; None: all of them.
+            into: path of the new bank; it must not exist.
+            progress: called with (turns done, turns in all).
+        """
+        self._check_open()
+        if str(into) != ":memory:" and Path(into).exists():
+            raise InputError(f"{into} exists already; expected a new path. Replay never writes over a bank.")
+        scopes = [scope] if scope is not None else self.bank.scopes()
+        turns = [turn for each in scopes for turn in self.bank.turns(each)]
+        bank = Bank.open(into, self.embedder)
+        with Memory(
+            bank, engine=self.engine, embedder=self.embedder, extractor=self.extractor, settings=self.settings
+        ) as copy:
+            for done, turn in enumerate(turns, 1):
+                copy.observe(turn)
+                if progress is not None:
+                    progress(done, len(turns))
+            return copy.stats()
+
+    def export(self, scope: Scope | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the JSON rows of one scope, or of all: turns, items and their history."""
+        self._check_open()
+        return self.bank.export(scope)
+
+    def import_(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Take in rows that `export` yielded; returns how many were new."""
+        self._check_open()
+        return self.bank.import_(rows)
+
+    # -- the async twins -------------------------------------------------------------------------------
+
+    aobserve = _twin(observe)
+    aobserve_many = _twin(observe_many)
+    aflush = _twin(flush)
+    asearch = _twin(search)
+    aselect = _twin(select)
+    aanswer = _twin(answer)
+    aturns = _twin(turns)
+    ahistory = _twin(history)
+    astats = _twin(stats)
+    aundo = _twin(undo)
+    acorrect = _twin(correct)
+    aremove = _twin(remove)
+    aforget = _twin(forget)
+    afeedback = _twin(feedback)
+    areplay = _twin(replay)
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop the writer after its turn in progress and close the file; pending turns stay journaled."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._writer is not None:
+            self._writer.close()
+        self._threads.shutdown(wait=True)
+        self.bank.close()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("this memory is closed; open it again with Memory.open.")
+
+    def _lock_of(self, scope: Scope) -> _Lock:
+        with self._locks_lock:
+            lock = self._scope_locks.get(scope.key)
+            if lock is None:
+                lock = self._scope_locks[scope.key] = _Lock()
+            return lock
+
+
+class _Lock:
+    """A re-entrant lock that a weak dictionary can hold: scopes come and go, their locks with them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_shared: dict[object, Memory] = {}
+_shared_lock = threading.Lock()
+
+
+def _identity(value: Any) -> object:
+    """Return a hashable stand-in: values by value, objects (engines, embedders) by identity."""
+    return value if isinstance(value, (str, int, float, bool, type(None), Path, Settings)) else id(value)
+
+
+@atexit.register
+def _close_shared() -> None:
+    for memory in _shared.values():
+        memory.close()
