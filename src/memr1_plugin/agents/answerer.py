@@ -25,7 +25,8 @@ ZERO_SHOT = "answer_zero_shot"
 ABSTENTION = "I don't remember anything about that."
 MAX_USED = 8
 MAX_ANSWER_CHARS = 200
-_COMPLETION = re.compile(r"\s*(\d{1,4}(?: \d{1,4})*) ->[ ]?(.*)", re.DOTALL)
+COMPLETION = re.compile(r"\s*(\d{1,4}(?: \d{1,4})*) ->[ ]?(.*)", re.DOTALL)
+"""Numbers of memories, then the answer. Training's format reward reads it too."""
 
 
 def by_date(items: Sequence[MemoryItem]) -> list[MemoryItem]:
@@ -69,7 +70,7 @@ def parse(text: str, items: Sequence[MemoryItem]) -> tuple[tuple[int, ...], str]
     Text that is not in the language is taken as an answer that names no memory; unknown numbers are dropped.
     """
     shown = by_date(items)
-    match = _COMPLETION.match(text)
+    match = COMPLETION.match(text)
     if match is None:
         words = one_line(text)
         return (), "" if words.casefold().rstrip(".") in ("none", "") else words

@@ -31,7 +31,7 @@ def f1(prediction: str, gold: str) -> float:
     >>> f1("In Paris, in May.", "May")
     0.5
     """
-    said, wanted = _word_set(prediction), _word_set(gold)
+    said, wanted = word_set(prediction), word_set(gold)
     common = len(said & wanted)
     if not common:
         return 0.0
@@ -39,7 +39,8 @@ def f1(prediction: str, gold: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _word_set(text: str) -> set[str]:
+def word_set(text: str) -> set[str]:
+    """Return the words of `f1`: lower case, split at white space and at ``. , ! ?``."""
     return set(re.sub(r"[.,!?]", " ", str(text).lower()).split())
 
 
