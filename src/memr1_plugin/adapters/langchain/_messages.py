@@ -97,6 +97,11 @@ def messages_of(turns: Sequence[Turn]) -> list[BaseMessage]:
     return [message for message in map(message_of, turns) if message is not None]
 
 
+def recalled_message(block: str) -> BaseMessage:
+    """Return the recalled block as a message of its own: a user's, never the system's, since it is only data."""
+    return HumanMessage(block)
+
+
 def add_recalled(message: BaseMessage, block: str) -> BaseMessage:
     """Return a copy of `message` that begins with the recalled block; the message itself stays as it is."""
     content = message.content

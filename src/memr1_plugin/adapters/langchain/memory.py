@@ -16,13 +16,11 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from memr1_plugin.adapters._door import Said, digest, render_recalled
 from memr1_plugin.adapters._fields import DoorFields
-from memr1_plugin.adapters.langchain._messages import content_text, messages_of
+from memr1_plugin.adapters.langchain._messages import content_text, messages_of, recalled_message
 from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.types import MemoryItem, Turn
 
 try:
-    from langchain_core.messages import HumanMessage
-
     from langchain_classic.base_memory import BaseMemory
 except ImportError:
     try:  # langchain 0.3 and older; the two cannot be installed side by side
@@ -95,7 +93,7 @@ class MemoryR1Memory(DoorFields, BaseMemory):
         while spoken and spoken[0].role != "user":  # a cut dialogue begins with the user
             spoken = spoken[1:]
         if self.return_messages:
-            return [*([HumanMessage(block)] if block else []), *messages_of(spoken)]
+            return [*([recalled_message(block)] if block else []), *messages_of(spoken)]
         prefix = {"user": self.human_prefix, "assistant": self.ai_prefix}
         return "\n".join([*([block] if block else []), *(f"{prefix[t.role]}: {t.text}" for t in spoken)])
 

@@ -21,7 +21,7 @@ from memr1_plugin.types import Turn
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState
     from langchain.agents.middleware.types import ModelRequest, ModelResponse, PrivateStateAttr
-    from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, SystemMessage
+    from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
     from langgraph.runtime import Runtime
     from typing_extensions import NotRequired
 except ImportError as error:
@@ -99,7 +99,12 @@ class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any, Any]):
         if tools:
             from memr1_plugin.adapters.langchain.tools import memory_tools
 
-            ids = {"user_id": user_id, "agent_id": agent_id, "session_id": session_id, "user_name": user_name}
+            ids: dict[str, Any] = {
+                "user_id": user_id,
+                "agent_id": agent_id,
+                "session_id": session_id,
+                "user_name": user_name,
+            }
             self.tools = memory_tools(memory=self._door.memory, on_error=on_error, **ids)
 
     def _here(self, runtime: Runtime[Any]) -> Door:
@@ -137,16 +142,16 @@ class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any, Any]):
         return await handler(self._with_recalled(request))
 
     def _with_recalled(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        block = request.state.get("memr1_recalled", "")  # type: ignore[attr-defined]
+        block = str(request.state.get("memr1_recalled") or "")
         if not block:
             return request
         if self._insert == "system":
-            return _after_system(request, str(block))
-        messages: list[AnyMessage] = list(request.messages)
+            return _after_system(request, block)
+        messages: list[Any] = list(request.messages)
         place = _last_human(messages)
         if place is None:
             return request.override(messages=[HumanMessage(block), *messages])
-        messages[place] = add_recalled(messages[place], block)  # type: ignore[call-overload]
+        messages[place] = add_recalled(messages[place], block)
         return request.override(messages=messages)
 
     # -- once, when a run ends
@@ -164,16 +169,14 @@ class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any, Any]):
 
 def _after_system(request: ModelRequest[Any], block: str) -> ModelRequest[Any]:
     if not hasattr(request, "system_message"):  # langchain 1.0 has the prompt as a text
-        return request.override(system_prompt="\n\n".join(filter(None, [request.system_prompt, block])))
+        prompt = "\n\n".join(filter(None, [request.system_prompt, block]))
+        return request.override(system_prompt=prompt)  # type: ignore[call-arg]
     old = request.system_message
     if old is None:
         return request.override(system_message=SystemMessage(block))
-    parts = [{"type": "text", "text": old.content}] if isinstance(old.content, str) else list(old.content)
-    if isinstance(old.content, str):
-        return request.override(system_message=old.model_copy(update={"content": f"{old.content}\n\n{block}"}))
-    return request.override(
-        system_message=old.model_copy(update={"content": [*parts, {"type": "text", "text": block}]})
-    )
+    text = old.content if isinstance(old.content, str) else None
+    content = [*old.content, {"type": "text", "text": block}] if text is None else f"{text}\n\n{block}"
+    return request.override(system_message=old.model_copy(update={"content": content}))
 
 
 def _by_user(message: BaseMessage) -> bool:
