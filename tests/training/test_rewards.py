@@ -87,7 +87,7 @@ def test_the_gold_completion_of_the_answer_agent_is_worth_full_marks() -> None:
 
 def test_evidence_is_held_only_by_an_item_that_still_says_it() -> None:
     """An UPDATE that keeps a turn's id and drops its words has lost the evidence."""
-    said = {"t1": "I moved to Berlin.", "t2": "I have a dog."}
+    said = [("t1", "I moved to Berlin."), ("t2", "I have a dog.")]
     assert rewards.held_turns(said, [_item(1, "I moved to Berlin and have a dog", "t1", "t2")]) == {"t1", "t2"}
     assert rewards.held_turns(said, [_item(1, "I have a dog.", "t1", "t2")]) == {"t2"}
     assert rewards.held_turns(said, []) == set()
@@ -95,10 +95,15 @@ def test_evidence_is_held_only_by_an_item_that_still_says_it() -> None:
 
 def test_naming_every_memory_is_not_the_best_answer() -> None:
     """Evidence F1 falls with every memory named in vain; for an unanswerable question naming none is best."""
-    assert (
-        rewards.evidence_f1({"a"}, {"a"}) > rewards.evidence_f1({"a"}, {"a", "b"}) > rewards.evidence_f1({"a"}, {"b"})
-    )
-    assert rewards.evidence_f1(set(), set()) == 1.0 and rewards.evidence_f1(set(), {"a"}) == 0.0
+    scores = [rewards.evidence_f1({"a"}, used) for used in ([["a"]], [["a"], ["b"]], [["b"]], [])]
+    assert scores == [1.0, pytest.approx(2 / 3), 0.0, 0.0]
+    assert rewards.evidence_f1(set(), []) == 1.0 and rewards.evidence_f1(set(), [["a"]]) == 0.0
+
+
+def test_a_merged_memory_is_not_punished_for_its_other_turns() -> None:
+    """A memory that came from three turns is one memory: one right turn makes it right."""
+    assert rewards.evidence_f1({"a"}, [["a", "b", "c"]]) == 1.0
+    assert rewards.evidence_f1({"a", "b"}, [["a", "b", "c"]]) == 1.0
 
 
 def test_a_reward_that_cannot_be_computed_raises() -> None:

@@ -133,36 +133,39 @@ def evidence_coverage(evidence: Collection[str], held: Collection[str]) -> float
     return metrics.evidence_recall(held, evidence)
 
 
-def evidence_f1(evidence: Collection[str], used: Collection[str]) -> float:
+def evidence_f1(evidence: Collection[str], used: Sequence[Collection[str]]) -> float:
     """Does the Answer Agent name the memories that the answer rests on, and only those?
 
-    Formula: F1 between gold evidence turns and the turns of the memories that it used; with recall alone, naming
-    every memory would be worth most. Without evidence (an unanswerable question): 1 if it used none, else 0.
+    Formula: ``2 P R / (P + R)``; P is the share of the used memories that come from an evidence turn, R the share
+    of the evidence turns that they come from. Recall alone would be highest for naming every memory. Without
+    evidence (a question that no memory answers): 1 if it used none, else 0. `used` holds each memory's turn ids.
 
-    >>> evidence_f1({"t1"}, {"t1", "t2", "t3"})
+    >>> evidence_f1({"t1"}, [["t1"], ["t2", "t3"], ["t4"]])
     0.5
 
-    Source: the paper's memory distillation has no reward of its own; this is ours.
+    Source: ours; the paper's memory distillation has no reward of its own.
     """
     if not evidence:
         return float(not used)
-    hit = len(set(evidence) & set(used))
-    return 2 * hit / (len(set(evidence)) + len(set(used)))
+    right = sum(any(turn in evidence for turn in turns) for turns in used)
+    found = len({turn for turns in used for turn in turns if turn in evidence})
+    if not right:
+        return 0.0
+    precision, recall = right / len(used), found / len(set(evidence))
+    return 2 * precision * recall / (precision + recall)
 
 
-def held_turns(said: Mapping[str, str], items: Sequence[MemoryItem], *, share: float = 0.5) -> set[str]:
-    """Return the turns of `said` (id -> its text) that some item both comes from and still says.
+def held_turns(said: Sequence[tuple[str, str]], items: Sequence[MemoryItem], *, share: float = 0.5) -> set[str]:
+    """Return the turns that some item both comes from and still says; `said` holds (turn id, what it said).
 
     An UPDATE keeps the ids of the turns it merged, so ids alone would call evidence kept that was written over:
-    an item must hold at least `share` of a turn's words too.
+    an item must hold at least `share` of the words too.
     """
+    words_of = [(turn, metrics.word_set(text)) for turn, text in said]
     held = set()
     for item in items:
         words = metrics.word_set(item.text)
-        for turn_id in item.turn_ids:
-            wanted = metrics.word_set(said[turn_id]) if turn_id in said else set()
-            if wanted and len(wanted & words) >= share * len(wanted):
-                held.add(turn_id)
+        held |= {t for t, w in words_of if w and t in item.turn_ids and len(w & words) >= share * len(w)}
     return held
 
 

@@ -1,0 +1,393 @@
+"""What a completion leads to: operations on a copy of the bank, a frozen Answer Agent's answers, a reward.
+
+Two environments, one per agent, over episodes that the serving code built. They train nothing (`grpo`, `ppo`) and price
+nothing (`rewards`). Rewarding the Manager through a frozen Answer Agent is the paper's idea (its Eq. 4); judging all
+completions of a group on copies of one and the same bank is Memory-R2's lesson.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import warnings
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from memr1_plugin.agents import answerer, manager
+from memr1_plugin.agents.answerer import Answerer
+from memr1_plugin.agents.engine import Engine, Prompt, Role
+from memr1_plugin.bank.bank import Bank
+from memr1_plugin.embedding import Embedder
+from memr1_plugin.errors import DataError
+from memr1_plugin.operations import Parsed, parse
+from memr1_plugin.retrieval import Retriever
+from memr1_plugin.settings import Settings
+from memr1_plugin.training import rewards
+from memr1_plugin.training.rewards import RewardBreakdown
+from memr1_plugin.types import Answer, Fact, MemoryItem, Operation, OperationKind, Scope
+
+
+class LinkedQuestion(Protocol):
+    """A question that rewards an episode."""
+
+    @property
+    def question(self) -> str:
+        """What is asked."""
+
+    @property
+    def answer(self) -> str:
+        """The gold answer; "" when no memory answers the question."""
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Ids of the turns that the answer rests on."""
+
+    @property
+    def asked_at(self) -> datetime:
+        """When it is asked."""
+
+
+class ManagerEpisode(Protocol):
+    """One turn for the Manager: the bank at that moment, the facts that need a decision, the questions."""
+
+    @property
+    def id(self) -> str:
+        """Names the episode in errors and transcripts."""
+
+    @property
+    def scope(self) -> Scope:
+        """Whose bank it is."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The turn's facts that the model decides on."""
+
+    @property
+    def memories(self) -> tuple[MemoryItem, ...]:
+        """The memories that the Manager is shown, by date."""
+
+    @property
+    def ruled(self) -> tuple[Operation, ...]:
+        """The operations on the turn's other facts, which were certain."""
+
+    @property
+    def questions(self) -> Sequence[LinkedQuestion]:
+        """Questions whose evidence is complete at this turn."""
+
+    def open_bank(self) -> Bank:
+        """Return the bank as it was before the turn; the caller closes it."""
+
+
+class AnswerEpisode(Protocol):
+    """One question for the Answer Agent, and the memories that were retrieved for it."""
+
+    @property
+    def id(self) -> str:
+        """Names the episode in errors and transcripts."""
+
+    @property
+    def question(self) -> LinkedQuestion:
+        """What is asked, the gold answer and its evidence."""
+
+    @property
+    def items(self) -> tuple[MemoryItem, ...]:
+        """The candidates, in the order of relevance."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one completion led to, and what that is worth."""
+
+    breakdown: RewardBreakdown
+    state: str
+    """Digest of what the completion was judged on: the bank before it, and the questions. One per group."""
+    choices: tuple[str, ...]
+    """What it decided, for the histogram: operation kinds, or "answered" / "abstained"; "refused" lines too."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """For transcripts: answers beside gold answers, rejected lines."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a row for a transcript."""
+        return {
+            "reward": self.breakdown.total,
+            "parts": dict(self.breakdown.parts),
+            "choices": [*self.choices],
+            **self.detail,
+        }
+
+
+class Environment(Protocol):
+    """What a trainer needs: prompts by episode number, and outcomes of completions."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the reward's parts."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """How the parts are weighed."""
+
+    def __len__(self) -> int:
+        """How many episodes there are."""
+
+    def prompt(self, number: int) -> Prompt:
+        """The prompt of an episode, as serving builds it."""
+
+    def score(self, number: int, completions: Sequence[str]) -> list[Outcome]:
+        """Judge completions to one episode, each on a copy of the same state."""
+
+    def rollout_greedily(self) -> list[Outcome]:
+        """Let the engine complete every episode greedily, as serving does, and judge it."""
+
+    def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Count what was decided; return the shares, and warn of a collapse."""
+
+
+class CollapseWarning(UserWarning):
+    """The policy decides one and the same thing nearly always: all NOOP, all DELETE, all abstentions."""
+
+
+class Histogram:
+    """Counts decisions over a window; says so when one of them takes all."""
+
+    def __init__(self, kinds: Sequence[str], *, window: int = 200, limit: float = 0.95) -> None:
+        self.kinds, self.limit = tuple(kinds), limit
+        self._recent: deque[str] = deque(maxlen=window)
+        self._warned = False
+
+    def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Add a batch; return each kind's share of it as "operations/<kind>"."""
+        batch = [choice for outcome in outcomes for choice in outcome.choices]
+        self._recent.extend(batch)
+        self._warn()
+        counts = Counter(batch)
+        return {f"operations/{kind}": counts[kind] / len(batch) if batch else 0.0 for kind in self.kinds}
+
+    def _warn(self) -> None:
+        if len(self._recent) < (self._recent.maxlen or 0):
+            return
+        kind, count = Counter(self._recent).most_common(1)[0]
+        share = count / len(self._recent)
+        if share >= self.limit and not self._warned:
+            warnings.warn(
+                f"{share:.0%} of the last {len(self._recent)} decisions are {kind}: the policy has collapsed or is "
+                "about to. Look at transcripts.jsonl; raise beta or evidence_coverage, or lower learning_rate.",
+                CollapseWarning,
+                stacklevel=2,
+            )
+        self._warned = share >= self.limit
+
+
+class ManagerEnvironment:
+    """Rewards operations by how well the frozen Answer Agent answers afterwards.
+
+    Args:
+        episodes: turns with their banks and questions.
+        engine: serves the frozen Answer Agent and, for `rollout_greedily`, the Manager as it stands.
+        embedder: the one the banks were made with.
+        settings: how many candidates the Answer Agent is shown; the same as in serving.
+        weights: of the reward's parts.
+    """
+
+    role = Role.MANAGER
+    parts: tuple[str, ...] = ("exact_match", "token_f1", "evidence_coverage", "format_validity", "compression")
+
+    def __init__(
+        self,
+        episodes: Sequence[ManagerEpisode],
+        engine: Engine,
+        embedder: Embedder,
+        *,
+        settings: Settings | None = None,
+        weights: Mapping[str, float] = rewards.MANAGER_WEIGHTS,
+    ) -> None:
+        self.episodes, self.engine, self.embedder = episodes, engine, embedder
+        self.settings = settings or Settings()
+        lacking = [e.id for e in episodes if not any(q.evidence for q in e.questions)]
+        self.parts = _parts(self.parts, weights, lacking)
+        self.weights = {name: weights.get(name, 0.0) for name in self.parts}
+        self.answerer = Answerer(engine)
+        self.histogram = Histogram([*(k.value for k in OperationKind), "refused"])
+        self._answers: dict[tuple[str, str, datetime], Answer] = {}
+        self.asked = 0
+        """Questions put to the Answer Agent so far; the others were found in the cache."""
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def prompt(self, number: int) -> Prompt:
+        """The Manager's prompt, as serving builds it."""
+        episode = self.episodes[number]
+        return manager.prompt(episode.facts, episode.memories, trained=True)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Shares of ADD, UPDATE, DELETE, NOOP and refused lines; warns of a collapse."""
+        return self.histogram.observe(outcomes)
+
+    def rollout_greedily(self) -> list[Outcome]:
+        """Let the Manager decide every episode, as serving does."""
+        prompts = [self.prompt(n) for n in range(len(self))]
+        done = self.engine.complete(prompts, self.role)
+        return [self.score(n, [completion.text])[0] for n, completion in enumerate(done)]
+
+    def score(self, number: int, completions: Sequence[str]) -> list[Outcome]:
+        """Apply each completion to its own copy of the episode's bank, and ask the questions of each copy."""
+        episode = self.episodes[number]
+        bank = episode.open_bank()
+        try:
+            before = bank.items(episode.scope)
+            state = digest(before, [q.question for q in episode.questions])
+            parsed = [parse(text, episode.facts, episode.memories) for text in completions]
+            after = [self._apply(bank, episode, p) for p in parsed]
+        finally:
+            bank.close()
+        self._answer([asked for _, missing in after for asked in missing])
+        return [self._outcome(episode, state, before, p, items) for p, (items, _) in zip(parsed, after, strict=True)]
+
+    def _apply(self, bank: Bank, episode: ManagerEpisode, parsed: Parsed) -> tuple[list[MemoryItem], list[_Asked]]:
+        """Return the items after `parsed`, and the questions that were never asked of that state."""
+        copy = bank.snapshot(episode.scope)
+        try:
+            copy.apply(episode.scope, [*episode.ruled, *parsed.operations])
+            items = copy.items(episode.scope)
+            state = digest(items)
+            missing = [q for q in episode.questions if (state, q.question, q.asked_at) not in self._answers]
+            search = Retriever(copy, self.embedder, self.settings).search
+            settings = self.settings
+            return items, [
+                (state, q, search(q.question, episode.scope, settings.candidates, per_speaker=settings.per_speaker))
+                for q in missing
+            ]
+        finally:
+            copy.close()
+
+    def _answer(self, asked: Sequence[_Asked]) -> None:
+        once = {(state, q.question, q.asked_at): (q.question, found, q.asked_at) for state, q, found in asked}
+        self.asked += len(once)
+        answers = self.answerer.answer_many(list(once.values()))
+        self._answers |= {key: answer for key, (answer, _) in zip(once, answers, strict=True)}
+
+    def _outcome(
+        self,
+        episode: ManagerEpisode,
+        state: str,
+        before: Sequence[MemoryItem],
+        parsed: Parsed,
+        after: Sequence[MemoryItem],
+    ) -> Outcome:
+        form = rewards.manager_format(parsed, len(episode.facts))
+        answers = [self._answers[digest(after), q.question, q.asked_at] for q in episode.questions]
+        given = ["" if a.abstained else a.text for a in answers]
+        pairs = [(text, q.answer) for text, q in zip(given, episode.questions, strict=True)]
+        parts = {
+            "exact_match": statistics.fmean(rewards.exact_match(*pair) for pair in pairs),
+            "token_f1": statistics.fmean(rewards.token_f1(*pair) for pair in pairs),
+            "format_validity": form,
+            "compression": rewards.compression(_words(before), _words(after), max(1, _words(episode.facts))),
+        }
+        if "evidence_coverage" in self.parts:
+            said = [(t, item.text) for item in before for t in item.turn_ids] + [
+                (f.turn_id, f.text) for f in episode.facts
+            ]
+            held = rewards.held_turns(said, after)
+            with_evidence = [q.evidence for q in episode.questions if q.evidence]
+            parts["evidence_coverage"] = statistics.fmean(rewards.evidence_coverage(e, held) for e in with_evidence)
+        refused = [{"line": r.line, "reason": r.reason} for r in parsed.rejections]
+        return Outcome(
+            rewards.combine(parts, self.weights) if form else rewards.floor(self.parts, self.weights),
+            state,
+            (*(op.kind.value for op in parsed.operations), *("refused" for _ in refused)),
+            {"id": episode.id, "refused": refused, "answers": [{"got": got, "gold": gold} for got, gold in pairs]},
+        )
+
+
+_Asked = tuple[str, LinkedQuestion, list[MemoryItem]]
+
+
+class AnswerEnvironment:
+    """Rewards the Answer Agent's selection and answer against the gold evidence and answer."""
+
+    role = Role.ANSWER
+    parts: tuple[str, ...] = ("exact_match", "token_f1", "evidence_coverage", "format_validity", "brevity")
+
+    def __init__(
+        self,
+        episodes: Sequence[AnswerEpisode],
+        engine: Engine,
+        *,
+        weights: Mapping[str, float] = rewards.ANSWER_WEIGHTS,
+    ) -> None:
+        self.episodes, self.engine = episodes, engine
+        lacking = [e.id for e in episodes if e.question.answer.strip() and not e.question.evidence]
+        self.parts = _parts(self.parts, weights, lacking)
+        self.weights = {name: weights.get(name, 0.0) for name in self.parts}
+        self.histogram = Histogram(["answered", "abstained", "refused"])
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def prompt(self, number: int) -> Prompt:
+        """The Answer Agent's prompt, as serving builds it."""
+        episode = self.episodes[number]
+        return answerer.prompt(episode.question.question, episode.items, episode.question.asked_at, trained=True)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Shares of answers, abstentions and completions outside the language; warns of a collapse."""
+        return self.histogram.observe(outcomes)
+
+    def rollout_greedily(self) -> list[Outcome]:
+        """Let the Answer Agent answer every episode, as serving does."""
+        done = self.engine.complete([self.prompt(n) for n in range(len(self))], self.role)
+        return [self.score(n, [completion.text])[0] for n, completion in enumerate(done)]
+
+    def score(self, number: int, completions: Sequence[str]) -> list[Outcome]:
+        """Judge each completion against the gold answer and evidence."""
+        episode = self.episodes[number]
+        state = digest(episode.items, [episode.question.question])
+        return [self._outcome(episode, state, text) for text in completions]
+
+    def _outcome(self, episode: AnswerEpisode, state: str, text: str) -> Outcome:
+        gold, form = episode.question, rewards.answer_format(text, episode.items)
+        used, words = answerer.parse(text, episode.items)
+        turns = {item.id: item.turn_ids for item in episode.items}
+        parts = {
+            "exact_match": rewards.exact_match(words, gold.answer),
+            "token_f1": rewards.token_f1(words, gold.answer),
+            "format_validity": form,
+            "brevity": rewards.brevity(words),
+        }
+        if "evidence_coverage" in self.parts:
+            parts["evidence_coverage"] = rewards.evidence_f1(gold.evidence, [turns[i] for i in used])
+        return Outcome(
+            rewards.combine(parts, self.weights) if form else rewards.floor(self.parts, self.weights),
+            state,
+            ("answered" if words else "abstained",) if form else ("refused",),
+            {"id": episode.id, "answers": [{"got": words, "gold": gold.answer}]},
+        )
+
+
+def _parts(names: tuple[str, ...], weights: Mapping[str, float], lacking: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts that these episodes allow; a weighted part that they do not allow is an error."""
+    rewards.check_weights(weights, names)
+    if not lacking:
+        return names
+    if weights.get("evidence_coverage"):
+        raise DataError(
+            f"{len(lacking)} episodes have no evidence turns ({lacking[0]!r} is the first), so evidence_coverage "
+            "cannot be computed for them. Link their questions, leave them out, or give that part no weight."
+        )
+    return tuple(name for name in names if name != "evidence_coverage")
+
+
+def _words(things: Sequence[MemoryItem] | Sequence[Fact]) -> int:
+    return sum(len(thing.text.split()) for thing in things)
+
+
+def digest(items: Sequence[MemoryItem], questions: Sequence[str] = ()) -> str:
+    """Return 16 hex digits that are equal for equal memories (id, text, speaker, date) and questions."""
+    rows = [[item.id, item.text, item.speaker, item.at.isoformat()] for item in sorted(items, key=lambda i: i.id)]
+    return hashlib.sha256(json.dumps([rows, list(questions)]).encode()).hexdigest()[:16]
