@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, PrivateAttr
 
-from memr1_plugin.adapters._door import Address, Door
+from memr1_plugin.adapters._door import Door
+from memr1_plugin.adapters._said import Address
 
 T = TypeVar("T", bound="DoorFields")
 

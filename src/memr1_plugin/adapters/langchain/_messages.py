@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from memr1_plugin.adapters._door import Said, sayable, strip_recalled
+from memr1_plugin.adapters._said import Said, sayable, strip_recalled
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import Turn
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memr1_plugin.adapters._door import Address
+from memr1_plugin.adapters._said import Address
 
 _NAMES = ("user_id", "agent_id", "session_id", "user_name", "agent_name")
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memr1_plugin.adapters._door import Address, Door, OnError, Said, Write, digest
+from memr1_plugin.adapters._door import Door, OnError, Write
+from memr1_plugin.adapters._said import Address, Said, digest
 from memr1_plugin.adapters.langchain._messages import messages_of, said_of
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import new_id

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from memr1_plugin.adapters._door import Said, digest, render_recalled
 from memr1_plugin.adapters._fields import DoorFields
+from memr1_plugin.adapters._said import Said, digest, render_recalled
 from memr1_plugin.adapters.langchain._messages import content_text, messages_of, recalled_message
 from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.types import MemoryItem, Turn

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from memr1_plugin.adapters._door import Door, OnError, Recall, Said, Write, render_recalled
+from memr1_plugin.adapters._door import Door, OnError, Recall, Write
+from memr1_plugin.adapters._said import Said, render_recalled
 from memr1_plugin.adapters.langchain._messages import add_recalled, content_text, said_of
 from memr1_plugin.adapters.langchain._who import Ids, run_config
 from memr1_plugin.errors import InputError, MissingExtraError

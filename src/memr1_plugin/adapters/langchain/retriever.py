@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from memr1_plugin.adapters._door import Door, OnError, Recall, render_recalled
+from memr1_plugin.adapters._door import Door, OnError, Recall
 from memr1_plugin.adapters._fields import DoorFields
+from memr1_plugin.adapters._said import render_recalled
 from memr1_plugin.adapters.langchain._messages import content_text
 from memr1_plugin.adapters.langchain._who import Ids
 from memr1_plugin.errors import InputError, MissingExtraError

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from memr1_plugin.adapters._door import Door, Flow, OnError, Recall, Said, Write, call, render_recalled
+from memr1_plugin.adapters._door import Door, Flow, OnError, Recall, Write, call
 from memr1_plugin.adapters._fields import DoorFields
+from memr1_plugin.adapters._said import Said, render_recalled
 from memr1_plugin.adapters.langchain._who import Ids
 from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.types import Change, OperationKind
