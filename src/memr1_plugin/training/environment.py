@@ -15,12 +15,11 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memr1_plugin.agents import answerer, manager
 from memr1_plugin.agents.answerer import Answerer
 from memr1_plugin.agents.engine import Engine, Prompt, Role
-from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError
 from memr1_plugin.operations import Parsed, parse
@@ -29,6 +28,9 @@ from memr1_plugin.settings import Settings
 from memr1_plugin.training import rewards
 from memr1_plugin.training.rewards import RewardBreakdown
 from memr1_plugin.types import Answer, Fact, MemoryItem, Operation, OperationKind, Scope
+
+if TYPE_CHECKING:
+    from memr1_plugin.bank.bank import Bank
 
 
 class LinkedQuestion(Protocol):

@@ -1,7 +1,7 @@
 """GRPO for either agent, on TRL's `GRPOTrainer`: what makes an episode of memory management trainable.
 
 TRL samples, logs, steps and saves; every `GRPOConfig` field (KL ``beta``, clip ``epsilon``, vLLM) passes through under
-its own name. Here: prompts tokenised as in serving, rewards from an `environment`, groups of one memory state only, groups
+its own name. Here: prompts tokenised as in serving, rewards from an `environment`, groups of one memory state, groups
 that teach nothing dropped, and resuming to the same numbers. `ppo`, the twin with a critic, builds on `EpisodeTrainer`.
 
 Departures from TRL, each for a reason:
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from memr1_plugin.errors import DataError, InputError, MissingExtraError
-from memr1_plugin.training.environment import Environment, Outcome, encode
+from memr1_plugin.training.environment import Environment, Outcome
 from memr1_plugin.training.run_log import RunLog
+from memr1_plugin.training.shared import encode
 
 try:
     import torch
@@ -214,11 +215,12 @@ class EpisodeTrainer(GRPOTrainer):  # type: ignore[misc]
         if checkpoint is not None:
             self._load_rollout_state(Path(checkpoint))
 
-    def _load_rollout_state(self, folder: Path) -> None:
+    def _load_rollout_state(self, folder: Path) -> dict[str, Any]:
         path = folder / f"{self.accelerator.process_index}-{ROLLOUTS}"
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         self._step, self._buffered_inputs = state["step"], state["waiting"]
         self._metrics["train"] = defaultdict(list, state["metrics"])
+        return state
 
 
 class MemoryGRPOTrainer(EpisodeTrainer):

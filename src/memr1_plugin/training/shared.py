@@ -1,0 +1,159 @@
+"""One base model in memory for both agents: an `Engine` over the very model that is being trained.
+
+The adapter "default" is the policy, "frozen" the other agent's LoRA; a lock covers every switch, and after it the
+trainer finds its adapter active and trainable as before. It is no server (`agents.local` is), and it trains nothing. Two
+adapters on one quantised base are what makes the Manager's reward affordable on one consumer GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memr1_plugin import prompts
+from memr1_plugin.agents import answerer, manager
+from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
+from memr1_plugin.errors import InputError, MissingExtraError, ModelError
+
+try:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+except ImportError as error:
+    raise MissingExtraError.of("peft", "train") from error
+
+POLICY = "default"
+"""The adapter that is trained; TRL looks for it by this name."""
+FROZEN = "frozen"
+
+
+def share(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    role: Role,
+    *,
+    start: LoraConfig | str | Path,
+    frozen: str | Path | None = None,
+) -> tuple[PeftModel, SharedBase]:
+    """Put a LoRA to train for `role` and the other agent's frozen one on one base.
+
+    Args:
+        base: the loaded (4-bit) model; it is changed in place, as PEFT does.
+        role: whose LoRA is trained.
+        start: a `LoraConfig` for a fresh LoRA, or the folder of one to go on from (the SFT warm start).
+        frozen: the folder of the other agent's LoRA; None: the base answers zero-shot.
+    """
+    if role is Role.BASE:
+        raise InputError("the base has no LoRA to train; expected Role.MANAGER or Role.ANSWER.")
+    if isinstance(start, LoraConfig):
+        model = get_peft_model(base, start, adapter_name=POLICY)
+    else:
+        model = PeftModel.from_pretrained(base, str(start), adapter_name=POLICY, is_trainable=True)
+    other = Role.ANSWER if role is Role.MANAGER else Role.MANAGER
+    adapters = {role: POLICY}
+    if frozen is not None:
+        model.load_adapter(str(frozen), FROZEN, is_trainable=False)
+        model.set_adapter(POLICY)
+        adapters[other] = FROZEN
+    return model, SharedBase(model, tokenizer, adapters)
+
+
+class SharedBase:
+    """Serves each role with its adapter of a model in training. Greedy; order is kept; thread-safe."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        adapters: Mapping[Role, str],
+        *,
+        batch_size: int = 16,
+    ) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self._adapters = dict(adapters)
+        self._lock = threading.RLock()
+
+    @property
+    def id(self) -> str:
+        """Says that the weights move."""
+        return f"{self.model.config.name_or_path} (in training)"
+
+    def lora(self, role: Role) -> LoraInfo | None:
+        """The adapter of `role`, always on the current prompt; None: the base model, zero-shot."""
+        if role not in self._adapters:
+            return None
+        template = manager.TRAINED if role is Role.MANAGER else answerer.TRAINED
+        return LoraInfo(self._adapters[role], prompts.load(template).hash)
+
+    def complete(self, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
+        """Complete each prompt greedily, similar lengths together."""
+        ids = [encode(self.tokenizer, prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda n: len(ids[n]))
+        done: dict[int, Completion] = {}
+        with self._lock, self._speaking_as(role):
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                done.update(zip(batch, self._generate([ids[n] for n in batch], prompts[batch[0]]), strict=True))
+        return [done[n] for n in range(len(prompts))]
+
+    @contextmanager
+    def _speaking_as(self, role: Role) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), using_adapter(self.model, self._adapters.get(role)):
+                yield
+        finally:
+            self.model.train(training)
+
+    def _generate(self, ids: Sequence[list[int]], prompt: Prompt) -> list[Completion]:
+        pad, width = self.tokenizer.pad_token_id, max(map(len, ids))
+        device = self.model.device
+        tokens = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+        out = self.model.generate(
+            input_ids=tokens, attention_mask=mask, max_new_tokens=prompt.max_tokens, do_sample=False, pad_token_id=pad
+        )
+        return [self._completion(row, new) for row, new in zip(ids, out[:, width:].tolist(), strict=True)]
+
+    def _completion(self, ids: list[int], new: list[int]) -> Completion:
+        ends = [n for n, token in enumerate(new) if token == self.tokenizer.eos_token_id]
+        kept = new[: ends[0]] if ends else new
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return Completion(text, len(ids), 0, len(kept), finished=bool(ends))
+
+    def close(self) -> None:
+        """Nothing to release: the trainer owns the model."""
+
+
+@contextmanager
+def using_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
+    """Make adapter `name` (None: none) the active one; afterwards what was trainable is so again, and only that."""
+    if name is None:
+        with model.disable_adapter():
+            yield
+        return
+    before = model.active_adapter
+    if name not in model.peft_config:
+        raise ModelError(f"the model has no adapter {name!r}; it has {sorted(model.peft_config)}.")
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the tokens of a prompt as serving computes them: its two parts apart, then joined."""
+    fixed, body = prompt.fixed, prompt.body
+    if prompt.chat:
+        whole = tokenizer.apply_chat_template(
+            [{"role": "user", "content": fixed + body}], tokenize=False, add_generation_prompt=True
+        )
+        at = whole.index(fixed) + len(fixed)
+        fixed, body = whole[:at], whole[at:]
+    ids: Any = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (fixed, body) if part]
+    return [token for part in ids for token in part]
