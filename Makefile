@@ -15,7 +15,8 @@ help:
 	@echo 'make demo     a bot that remembers: real 4-bit model, several sessions, a restart'
 	@echo 'make test     all tests            make test ARGS="-k bank -x"'
 	@echo 'make lint     ruff and mypy        make fix       let ruff mend what it can'
-	@echo 'make docs     write docs/cli.md    make wheel     build dist/*.whl'
+	@echo 'make docs     write docs/cli.md and the map in CONTRIBUTING.md'
+	@echo 'make wheel    build dist/*.whl'
 	@echo 'make bench    all benchmarks       make torture   the long forms of the crash and isolation tests'
 	@echo 'make matrix   oldest and newest frameworks, each alone, and none'
 
@@ -51,7 +52,7 @@ fix: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.ready
-	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/generate.py
 
 bench: setup
 	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
