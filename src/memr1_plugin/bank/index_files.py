@@ -1,0 +1,129 @@
+"""Index files beside the bank, so that a large scope need not be rebuilt at every start.
+
+Only a cache of a cache: written whole or not at all, checked by a checksum, and a file that is torn, foreign, older
+than an erasure or missing is dropped with a line in the log and built again from SQLite. Small scopes have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memr1_plugin.bank.vectors import VIEWS, ScopeVectors, faiss
+
+log = logging.getLogger("memr1_plugin.bank")
+
+MAGIC = b"memr1 index 1\n"
+PERSIST_FROM = 20_000
+"""Items from which a scope gets a file; below, reading SQLite takes less than half a second."""
+
+_DIGEST = 32
+
+
+@dataclass(frozen=True)
+class SavedIndex:
+    """A scope's vectors as of a version of the scope."""
+
+    version: int
+    epoch: int
+    vectors: ScopeVectors
+
+
+class IndexFiles:
+    """The folder `<db>.index/` with one file per large scope."""
+
+    def __init__(self, folder: Path, bank: str, embedder: str, persist_from: int = PERSIST_FROM) -> None:
+        self.folder = folder
+        self._origin = {"bank": bank, "embedder": embedder}
+        self._persist_from = persist_from
+
+    def path(self, scope_id: int) -> Path:
+        """Return where a scope's file is, or would be."""
+        return self.folder / f"{scope_id}.faiss"
+
+    def write(self, scope_id: int, saved: SavedIndex) -> bool:
+        """Write a scope's file if it is large enough; False if not, or if the disk would not have it."""
+        if len(saved.vectors) < self._persist_from:
+            return False
+        path = self.path(scope_id)
+        torn = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            _write(torn, self._parts(saved))
+            os.replace(torn, path)
+        except OSError as error:
+            log.warning("index file %s not written (%s); it will be rebuilt from the bank", path, error)
+            torn.unlink(missing_ok=True)
+            return False
+        return True
+
+    def read(self, scope_id: int) -> SavedIndex | None:
+        """Read a scope's file; None, and the file gone, if there is none that is whole and of this bank."""
+        path = self.path(scope_id)
+        try:
+            return self._parse(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            log.warning("index file %s is of no use (%s); rebuilding it from the bank", path, error)
+            path.unlink(missing_ok=True)
+            return None
+
+    def erase(self, scope_id: int | None = None) -> None:
+        """Delete a scope's file, or all of them; half-written ones too."""
+        for path in self.folder.glob("*" if scope_id is None else f"{scope_id}.faiss*"):
+            path.unlink(missing_ok=True)
+
+    def _parts(self, saved: SavedIndex) -> list[bytes]:
+        arrays = [
+            saved.vectors.ids.values,
+            np.packbits(saved.vectors.live),
+            *(faiss().serialize_index(saved.vectors.indexes[view]) for view in VIEWS),
+        ]
+        header = json.dumps(
+            {
+                **self._origin,
+                "version": saved.version,
+                "epoch": saved.epoch,
+                "places": len(saved.vectors.ids),
+                "sizes": [a.nbytes for a in arrays],
+            }
+        ).encode()
+        return [MAGIC, struct.pack("<I", len(header)), header, *(a.tobytes() for a in arrays)]
+
+    def _parse(self, data: bytes) -> SavedIndex:
+        body, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if not data.startswith(MAGIC) or hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+            raise ValueError("torn, or not an index file")
+        at = len(MAGIC) + 4
+        size = struct.unpack("<I", body[len(MAGIC) : at])[0]
+        header: dict[str, Any] = json.loads(body[at : at + size])
+        if {key: header[key] for key in self._origin} != self._origin:
+            raise ValueError("it belongs to another bank or embedder")
+        at, parts = at + size, []
+        for length in header["sizes"]:
+            parts.append(np.frombuffer(body, np.uint8, length, at))
+            at += length
+        ids = parts[0].view(np.int64).copy()
+        live = np.unpackbits(parts[1], count=header["places"]).astype(np.bool_)
+        indexes = {view: faiss().deserialize_index(part.copy()) for view, part in zip(VIEWS, parts[2:], strict=True)}
+        return SavedIndex(header["version"], header["epoch"], ScopeVectors.restored(indexes, ids, live))
+
+
+def _write(path: Path, parts: list[bytes]) -> None:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+        file.write(digest.digest())
+        file.flush()
+        os.fsync(file.fileno())

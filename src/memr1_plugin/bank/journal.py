@@ -1,0 +1,89 @@
+"""The journal: turns as they were said, durable before anything else happens to them.
+
+Not here: what becomes of a turn (`applying` marks it managed in the transaction of its operations). Turns are in the
+order of their recording; the same (scope, id) is one turn however often it is delivered.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from memr1_plugin.bank.rows import TURN, dump, scope_row, scope_row_or_new, turn_of
+from memr1_plugin.types import Scope, Turn
+
+
+def record(connection: sqlite3.Connection, turns: Sequence[Turn], *, managed: bool = False) -> list[bool]:
+    """Write the turns that are new; return for each whether it was."""
+    known: dict[Scope, int] = {}
+    return [_record(connection, _known_row(connection, known, turn.scope), turn, managed) for turn in turns]
+
+
+def _known_row(connection: sqlite3.Connection, known: dict[Scope, int], scope: Scope) -> int:
+    if scope not in known:
+        known[scope] = scope_row_or_new(connection, scope)
+    return known[scope]
+
+
+def _record(connection: sqlite3.Connection, scope_id: int, turn: Turn, managed: bool) -> bool:
+    cursor = connection.execute(
+        "INSERT OR IGNORE INTO turns (scope_id, id, session, speaker, role, text, at, metadata, managed) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            scope_id,
+            turn.id,
+            turn.session,
+            turn.speaker,
+            turn.role,
+            turn.text,
+            turn.at.isoformat(),
+            dump(turn.metadata, "the turn's metadata"),
+            managed,
+        ),
+    )
+    return cursor.rowcount == 1
+
+
+def claim(connection: sqlite3.Connection, scope_id: int, turns: Sequence[Turn]) -> list[Turn]:
+    """Mark turns managed and return those that were not yet: of two processes exactly one gets each."""
+    won = []
+    for turn in turns:
+        if _record(connection, scope_id, turn, managed=True):
+            won.append(turn)
+            continue
+        cursor = connection.execute(
+            "UPDATE turns SET managed = 1 WHERE scope_id = ? AND id = ? AND managed = 0", (scope_id, turn.id)
+        )
+        won += [turn] * cursor.rowcount
+    return won
+
+
+def pending(connection: sqlite3.Connection, scope: Scope | None, limit: int | None) -> list[Turn]:
+    """Return the turns that were recorded and not yet managed, oldest first."""
+    columns = ", ".join(f"t.{name}" for name in TURN.split(", "))
+    rows = connection.execute(
+        f"SELECT {columns}, s.user, s.agent, s.session FROM turns t JOIN scopes s ON s.id = t.scope_id "
+        "WHERE t.managed = 0 AND (? IS NULL OR s.key = ?) ORDER BY t.seq LIMIT ?",
+        (None if scope is None else 1, None if scope is None else scope.key, -1 if limit is None else limit),
+    )
+    return [turn_of(row, scope or Scope(*row[-3:])) for row in rows]
+
+
+def turns(connection: sqlite3.Connection, scope: Scope, session: str | None, limit: int | None) -> list[Turn]:
+    """Return the newest `limit` turns of a scope, or of one session in it, oldest first."""
+    rows = connection.execute(
+        f"SELECT {TURN} FROM turns WHERE scope_id = ? AND (? IS NULL OR session = ?) ORDER BY seq DESC LIMIT ?",
+        (scope_row(connection, scope), session, session, -1 if limit is None else limit),
+    ).fetchall()
+    return [turn_of(row, scope) for row in reversed(rows)]
+
+
+def previous(connection: sqlite3.Connection, turn: Turn) -> Turn | None:
+    """Return the turn recorded before this one in its session; the last one, if this one is not recorded."""
+    scope_id = scope_row(connection, turn.scope)
+    row = connection.execute(
+        f"SELECT {TURN} FROM turns WHERE scope_id = :scope AND session = :session AND seq < coalesce("
+        "(SELECT seq FROM turns WHERE scope_id = :scope AND id = :id), 9223372036854775807) ORDER BY seq DESC LIMIT 1",
+        {"scope": scope_id, "session": turn.session, "id": turn.id},
+    ).fetchone()
+    return None if row is None else turn_of(row, turn.scope)
