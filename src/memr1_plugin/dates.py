@@ -112,8 +112,9 @@ def _weekend_text(saturday: date, near: date) -> str:
 
 
 def _weekday(word: str) -> int:
-    """Return 0 for "Monday", "mon" or "Monday night"; -1 for any other word."""
-    return next((n for n, name in enumerate(WEEKDAYS) if name.lower().startswith(word[:3])), -1)
+    """Return 0 for "monday", "mon" and "mondays"; -1 for any other word, "months" among them."""
+    names = enumerate(name.lower() for name in WEEKDAYS)
+    return next((n for n, name in names if name.startswith(word) or word == f"{name}s"), -1)
 
 
 def _back(said: date, weekday: int, weeks: int = 1) -> date:
@@ -213,7 +214,7 @@ def _since(words: str, said: date) -> str | None:
     if number is None:
         return None
     unit = unit.rstrip("s")
-    return f"since {_coarse(unit, said - relativedelta(**{f'{unit}s': number}))}"  # type: ignore[arg-type]
+    return f"since {_coarse(unit, _shift(said, unit, -number))}"
 
 
 def _edge(words: str, said: date) -> str | None:
@@ -225,7 +226,7 @@ def _edge(words: str, said: date) -> str | None:
         if noun in ("month", "year"):  # the twelve months up to now, not the year before
             return None
     if noun in ("month", "year"):
-        return _coarse(noun, _shift(said, noun, sign))  # type: ignore[arg-type]
+        return _coarse(noun, _shift(said, noun, sign))
     if noun.capitalize() in MONTHS:
         return _named_month(MONTHS.index(noun.capitalize()) + 1, sign, said)
     if noun in _SEASONS:

@@ -53,6 +53,13 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _QUESTION = re.compile(r"[?\uff1f؟][\"\u201d\u2019)*_!\s]*[^\w?]*$")
 _YES_NO = re.compile(r"(?:\W*\w+,\s+)?(?:do|does|did|are|is|was|were|have|has|had|will|would|can|could|should)\b", re.I)
 _VOCATIVE = re.compile(r"(?i:hey|hi|hello|thanks|thank you|bye|goodbye|good morning|wow)[, ]+[A-Z]\w+[.!\s]*")
+_OPENING = r"(?:(?:and|so|also|but|well|by the way),? )?"
+_TELLS = re.compile(_OPENING + r"(?:I|we|my|our)\b(?! (?:wonder|guess)).{20}", re.I | re.S)
+_OWN_SUBJECT = re.compile(
+    r"\b(?:I|we|my|our|mine)\b|\b(?!(?:it|that|this|they|those|these|he|she|here|there)\b)\w+"
+    r"(?:['\u2019]s|\s+(?:is|are|was|were|has|have|had|will))\b",
+    re.I,
+)
 _BULLET = re.compile(r"^\s*(?:[-*•\u2013]|\d{1,2}[.)])\s+")
 
 
@@ -80,8 +87,11 @@ def is_question(sentence: str) -> bool:
 
 
 def has_substance(sentence: str, names: Iterable[str] = ()) -> bool:
-    """True unless `sentence` is a question, or made of small talk and `names` alone."""
-    if is_question(sentence) or _VOCATIVE.fullmatch(sentence):
+    """True unless `sentence` is a question, or made of small talk and `names` alone.
+
+    "I'm visiting my sister Emily in Denver, do you know a hotel?" tells something first, so it counts.
+    """
+    if _VOCATIVE.fullmatch(sentence) or (is_question(sentence) and not _TELLS.match(sentence)):
         return False
     known = [part for name in names for part in name.lower().split()]
     for match in _WORD.finditer(sentence.lower().replace("\u2019", "'")):
@@ -148,9 +158,9 @@ class VerbatimExtractor:
         alone = len(trimmed) == 1 and trimmed[0].startswith("[shares ")  # a photo is about what was said with it
         pieces = split(parts if alone else trimmed)
         asked = _asked(turn, previous)
-        if not pieces and asked and _YES_NO.match(asked) and _is_yes_or_no(turn.text):
-            pieces = [" ".join(turn.text.split())]
-        if len(pieces) == 1 and asked and len(_WORD.findall(pieces[0])) <= REPLY_WORDS:
+        if not pieces and _YES_NO.match(asked) and _is_yes_or_no(turn.text):
+            pieces = [f'{" ".join(turn.text.split())} (asked: "{asked}")']
+        elif len(pieces) == 1 and asked and _is_elliptic(pieces[0]):
             pieces = [f'{pieces[0]} (asked: "{asked}")']
         contexts = [context_of(previous), *(f"{turn.speaker}: {p[-CONTEXT_CHARS:]}" for p in pieces)]
         return [_fact(turn, piece, context) for piece, context in zip(pieces, contexts, strict=False)]
@@ -160,8 +170,13 @@ def _asked(turn: Turn, previous: Turn | None) -> str:
     """The question that `turn` replies to, or ""."""
     if previous is None or previous.speaker == turn.speaker:
         return ""
-    questions = [s for s in sentences(previous.text)[-3:] if is_question(s)]
-    return questions[-1] if questions and len(questions[-1]) <= CONTEXT_CHARS else ""
+    questions = [s for s in sentences(previous.text)[-3:] if is_question(s) and len(s) <= CONTEXT_CHARS]
+    return questions[-1] if questions else ""
+
+
+def _is_elliptic(reply: str) -> bool:
+    """True for "Luna and Oliver!" and "It's a kayak.", false for "My cat is called Rex." """
+    return len(_WORD.findall(reply)) <= REPLY_WORDS and not _OWN_SUBJECT.search(reply)
 
 
 def _is_yes_or_no(text: str) -> bool:
