@@ -1,0 +1,129 @@
+"""The base model's GGUF file: its geometry, and a copy of it in the format that the CPU computes fastest.
+
+It downloads nothing (`models` finds the weights) and runs nothing (`llamacpp` does). The file as shipped is
+Q4_1, for which llama.cpp has no fast matrix product on x86; the same weights written as Q8_0 read a prompt
+1.7 times as fast, take 145 MB instead of 98 and lose nothing that can be measured (docs/engines.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memr1_plugin.errors import MissingExtraError, ModelError, WeightsNotFoundError
+
+try:
+    import gguf
+except ImportError as error:
+    raise MissingExtraError.of("gguf", "cpu") from error
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a LoRA must know about the base that it changes."""
+
+    name: str
+    architecture: str
+    """llama.cpp's name of the architecture, e.g. "llama" (SmolLM2 is one)."""
+    layers: int
+    heads: int
+    kv_heads: int
+    shapes: dict[str, tuple[int, int]]
+    """(outputs, inputs) of each matrix, by its GGUF name."""
+
+
+def open_gguf(path: Path) -> Any:
+    """Open a GGUF file for reading; a missing or broken one is `WeightsNotFoundError`."""
+    if not path.is_file():
+        raise WeightsNotFoundError(f"no GGUF file at {path}; expected the base model. Run: memr1 setup")
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise WeightsNotFoundError(
+            f"{path} is not a whole GGUF file ({error}); it may have been cut short. Delete it and run: memr1 setup"
+        ) from error
+
+
+def geometry(path: Path) -> Geometry:
+    """Read the geometry of the model in a GGUF file."""
+    reader = open_gguf(path)
+    architecture = str(_value(reader, "general.architecture", path))
+    heads = int(_value(reader, f"{architecture}.attention.head_count", path))
+    kv = reader.get_field(f"{architecture}.attention.head_count_kv")
+    name = reader.get_field("general.name")
+    return Geometry(
+        name=str(name.contents()) if name else path.stem,
+        architecture=architecture,
+        layers=int(_value(reader, f"{architecture}.block_count", path)),
+        heads=heads,
+        kv_heads=int(kv.contents()) if kv else heads,
+        shapes={t.name: (int(t.shape[1]), int(t.shape[0])) for t in reader.tensors if len(t.shape) == 2},
+    )
+
+
+def _value(reader: Any, key: str, path: Path) -> Any:
+    field = reader.get_field(key)
+    if field is None:
+        raise ModelError(f"{path} holds no {key}; expected a language model. Give a GGUF file of a causal LM.")
+    return field.contents()
+
+
+def requantised(source: Path, folder: Path, *, kind: str = "Q8_0") -> Path:
+    """Return `source` with its quantised matrices written as `kind`; made once (seconds), then found in `folder`."""
+    open_gguf(source)
+    name = f"{source.stem}-as-{kind}-{file_hash(source)}.gguf"
+    return made_once(folder / name, lambda out: _rewrite(source, out, kind))
+
+
+def _rewrite(source: Path, out: Path, kind: str) -> None:
+    want = gguf.GGMLQuantizationType[kind]
+    reader = open_gguf(source)
+    writer = gguf.GGUFWriter(out, str(_value(reader, "general.architecture", source)))
+    for field in reader.fields.values():
+        if field.name == "general.architecture" or field.name.startswith("GGUF."):
+            continue  # the writer writes these itself
+        array = field.types[0] == gguf.GGUFValueType.ARRAY
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if array else None)
+    for tensor in reader.tensors:
+        keep = tensor.tensor_type in (gguf.GGMLQuantizationType.F32, want)
+        kind_now = tensor.tensor_type if keep else want
+        data = tensor.data if keep else gguf.quantize(gguf.dequantize(tensor.data, tensor.tensor_type), want)
+        writer.add_tensor(tensor.name, data, raw_shape=data.shape, raw_dtype=kind_now)
+    finish(writer)
+
+
+def finish(writer: Any) -> None:
+    """Write out everything that was added to a `gguf.GGUFWriter`, and close its file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def file_hash(*paths: Path) -> str:
+    """16 hex digits of the bytes of some files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def made_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """Return `path`, made by `make` if it is not there: whole or not at all, also when processes race."""
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            make(Path(scratch) / path.name)
+            os.replace(Path(scratch) / path.name, path)
+    except OSError as error:
+        raise ModelError(f"could not write {path} ({error}); expected a folder with room. Set its folder.") from error
+    return path
