@@ -50,13 +50,17 @@ def cell(text: str) -> str:
 
 def row(param: Any) -> str:
     """One parameter as a row of its verb's table."""
-    argument = param.param_type_name == "argument"
-    names = f"`{(param.metavar or param.name).upper()}`" if argument else ", ".join(f"`{o}`" for o in param.opts)
-    value = "" if argument or param.is_flag else f" {param.type.name.upper()}"
-    shown = "" if param.default in (None, "", False) or callable(param.default) else f" Default: `{param.default}`."
+    long = param.opts[-1]
+    if not long.startswith("-"):
+        names = f"`{long.upper()}`"
+    else:
+        value = "" if param.is_flag else " " + long.lstrip("-").upper()
+        names = ", ".join(f"`{option}{value}`" for option in param.opts)
+    default = param.show_default if isinstance(param.show_default, str) else param.default
+    shown = "" if default in (None, "", False) or callable(default) else f" Default: {default}."
     env = f" Environment: `{param.envvar}`." if param.envvar else ""
     needed = " Required." if param.required else ""
-    return f"| {names}{value} | {cell(param.help or '')}{needed}{shown}{env} |"
+    return f"| {names} | {cell(param.help or '')}{needed}{shown}{env} |"
 
 
 def section(name: str, command: Any) -> str:

@@ -1,0 +1,120 @@
+"""Verbs about the bank as a whole: stats, export, import, reembed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from memr1_plugin.cli._shell import (
+    DEFAULT_DB,
+    Agent,
+    Db,
+    EveryScope,
+    Json,
+    Session,
+    User,
+    Where,
+    counted,
+    emit,
+    err,
+    out,
+)
+from memr1_plugin.errors import DataError, InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's verbs to the command line."""
+    app.command()(stats)
+    app.command()(export)
+    app.command(name="import")(import_)
+    app.command()(reembed)
+
+
+def stats(
+    every: EveryScope = False,
+    db: Db = DEFAULT_DB,
+    user: User = "",
+    agent: Agent = "",
+    session: Session = "",
+    as_json: Json = False,
+) -> None:
+    """Count what the bank holds: turns, items, changes, bytes."""
+    where = Where(db, user, agent, session)
+    with where.open() as memory:
+        row = asdict(memory.stats(None if every else where.scope).bank)
+
+    def show() -> None:
+        for name, value in row.items():
+            out.print(f"{name:<12} {counted(value) if isinstance(value, Mapping) else f'{value:,}'}")
+
+    emit(row, as_json, show)
+
+
+def export(
+    to: Annotated[Path | None, typer.Option("--out", help="A file.", show_default="stdout", dir_okay=False)] = None,
+    every: EveryScope = False,
+    db: Db = DEFAULT_DB,
+    user: User = "",
+    agent: Agent = "",
+    session: Session = "",
+    as_json: Annotated[bool, typer.Option("--json", help="With --out: print the count as JSON.")] = False,
+) -> None:
+    """Write the journal, the items and their history as JSON lines."""
+    where = Where(db, user, agent, session)
+    with where.open() as memory:
+        rows = memory.export(None if every else where.scope)
+        if to is None:
+            for row in rows:
+                typer.echo(json.dumps(row, ensure_ascii=False))
+            return
+        with to.open("w", encoding="utf-8") as file:
+            written = sum(1 for row in rows if file.write(json.dumps(row, ensure_ascii=False) + "\n"))
+    emit({"rows": written, "file": str(to)}, as_json, lambda: out.print(f"{written} rows in {to}"))
+
+
+def import_(
+    file: Annotated[
+        typer.FileText, typer.Argument(encoding="utf-8", help="JSON lines that `memr1 export` wrote; - reads stdin.")
+    ],
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
+) -> None:
+    """Take in what `memr1 export` wrote; what the bank holds already is left as it is."""
+    with Where(db).open(create=True) as memory:
+        new = memory.import_(_rows(file))
+    emit({"new": new}, as_json, lambda: out.print(f"{new} new rows"))
+
+
+def _rows(file: IO[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file.name}: line {number} is no JSON: {error.msg}.") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{file.name}: line {number} is {type(row).__name__}; expected an object.")
+            yield row
+
+
+def reembed(
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
+) -> None:
+    """Embed every item again with MiniLM, for a bank that another embedder or another version made."""
+    if not db.exists():
+        raise InputError(f"there is no bank at {db}; name another with --db.")
+    from memr1_plugin.bank.bank import Bank
+    from memr1_plugin.embedding import as_embedder
+
+    embedder = as_embedder(None)
+    with err.status("embedding"), Bank.open(db, embedder, reembed=True) as bank:
+        done = bank.reembed(embedder)
+    emit(
+        {"items": done, "embedder": embedder.id}, as_json, lambda: out.print(f"{done} items embedded by {embedder.id}")
+    )
