@@ -101,7 +101,8 @@ def grammar(n_facts: int, n_memories: int) -> str:
             'update ::= "UPDATE " id',
             'delete ::= "DELETE " id',
             f"id ::= {' | '.join(chr(34) + str(n) + chr(34) for n in range(1, n_memories + 1))}",
-            rf"text ::= [^\n\r\x00-\x1f]{{1,{MAX_TEXT_CHARS}}}",
+            # Not {1,300}: a counted repetition is 300 states, seconds to compile. `max_tokens` bounds it.
+            r"text ::= [^\n\r\x00-\x1f]+",
         ]
     )
 
