@@ -130,18 +130,6 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), f"{name_of(page)} links to {target}"
 
 
-def test_the_map_in_contributing_names_every_module() -> None:
-    """CONTRIBUTING's map has a caption for each file of the package, and no file that is gone."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"^- `(src/\S+\.py)`: \S", text, re.MULTILINE))
-    there = {
-        p.relative_to(ROOT).as_posix()
-        for p in (ROOT / "src").rglob("*.py")
-        if p.name != "__init__.py" or len(p.read_text(encoding="utf-8")) > 200
-    }
-    assert there == shown, f"missing: {sorted(there - shown)}; gone: {sorted(shown - there)}"
-
-
 def test_every_file_of_the_package_says_what_it_is() -> None:
     """Each module opens with a docstring."""
     for path in (ROOT / "src").rglob("*.py"):
