@@ -12,7 +12,7 @@ import atexit
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -195,8 +195,8 @@ class Memory:
         if self._writer is not None:
             self._writer.wake()
             return []
-        self._catch_up()
         scopes = dict.fromkeys(turn.scope for turn in turns)
+        self._catch_up(but=scopes)
         return [change for scope in scopes for change in self._manage_scope(scope)]
 
     def _manage_scope(self, scope: Scope, limit: int | None = None) -> list[Change]:
@@ -248,12 +248,15 @@ class Memory:
             self._manage_scope(scope, limit=16)
         return bool(self.bank.pending(limit=1))
 
-    def _catch_up(self) -> None:
-        """Manage what an earlier process journaled and did not live to manage. Once per open memory."""
+    def _catch_up(self, but: Container[Scope] = ()) -> None:
+        """Manage what an earlier process journaled and did not live to manage. Once per open memory.
+
+        Scopes in `but` are left to the caller, who manages them next and reports the changes.
+        """
         if self._caught_up or self._writer is not None:
             return
         self._caught_up = True
-        pending = self.bank.pending()
+        pending = [turn for turn in self.bank.pending() if turn.scope not in but]
         if pending:
             log.info("managing %d turns that an earlier process left pending", len(pending))
         for scope in dict.fromkeys(turn.scope for turn in pending):

@@ -51,8 +51,8 @@ def _runtime_context() -> Any:
     from langgraph.runtime import get_runtime
 
     try:
-        return get_runtime().context
-    except (RuntimeError, KeyError):  # called outside of a run
+        return getattr(get_runtime(), "context", None)  # None outside of a run, in some versions
+    except (RuntimeError, KeyError):  # and an error in others
         return None
 
 
