@@ -57,6 +57,7 @@ def _twin(method: Callable[Concatenate[Memory, P], R]) -> Callable[Concatenate[M
 
     @wraps(method)
     async def twin(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._check_open()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(method, self, *args, **kwargs))
 

@@ -8,7 +8,7 @@ do. The dialogue stays the caller's, who sends all of it each time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -63,7 +63,7 @@ def wrap(
 class _Proxy:
     """Looks like what it holds, but for the attributes that a subclass answers itself."""
 
-    def __init__(self, held: Any, whose: Callable[[str | None], Door]) -> None:
+    def __init__(self, held: Any, whose: Callable[..., Door]) -> None:
         self._memr1 = (held, whose)
 
     @property  # type: ignore[misc]
@@ -191,13 +191,12 @@ class _Exchange:
         return [*user, *([Said("assistant", reply, key=key)] if reply.strip() else [])]
 
 
-class _Streamed(_Proxy):
-    """A stream that is passed on chunk by chunk; its text is recorded when it ends, is closed or is left."""
+class _Heard:
+    """What a stream said so far. Chunks pass through its generators, which know nothing of the stream's wrapper:
+    left in the middle, it is collected at once, and what was said is recorded."""
 
-    def __init__(self, held: Any, exchange: _Exchange) -> None:
-        self._memr1 = (held, exchange.door.at)  # type: ignore[assignment]
+    def __init__(self, exchange: _Exchange) -> None:
         self._exchange, self._id, self._parts = exchange, "", list[str]()
-        self._chunks: Any = None
 
     def _take(self, chunk: Any) -> Any:
         self._id = self._id or str(_get(chunk, "id") or "")
@@ -208,21 +207,35 @@ class _Streamed(_Proxy):
     def _said(self) -> list[Said]:
         return self._exchange.exchanged(self._id, "".join(self._parts))
 
-
-class _Stream(_Streamed):
-    def _pass(self) -> Iterator[Any]:
+    def each(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """Pass chunks on; record at the end, or when left."""
         try:
-            for chunk in self._memr1[0]:
+            for chunk in stream:
                 yield self._take(chunk)
         finally:
             self._exchange.door.record(self._said())
 
+    async def aeach(self, stream: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        """Async twin of `each`."""
+        try:
+            async for chunk in stream:
+                yield self._take(chunk)
+        finally:
+            await self._exchange.door.arecord(self._said())
+
+
+class _Stream(_Proxy):
+    """A stream that is passed on chunk by chunk; its text is recorded when it ends, is closed or is left."""
+
+    def __init__(self, stream: Any, exchange: _Exchange) -> None:
+        super().__init__(stream, exchange.door.at)
+        self._chunks = _Heard(exchange).each(stream)
+
     def __iter__(self) -> Iterator[Any]:
-        self._chunks = self._chunks or self._pass()
-        return cast(Iterator[Any], self._chunks)
+        return self._chunks
 
     def __next__(self) -> Any:
-        return next(iter(self))
+        return next(self._chunks)
 
     def __enter__(self) -> Any:
         return self
@@ -232,26 +245,23 @@ class _Stream(_Streamed):
 
     def close(self) -> None:
         """Close the stream; what was said so far is recorded."""
-        if self._chunks is not None:
-            self._chunks.close()
+        self._chunks.close()  # type: ignore[attr-defined]
         if hasattr(self._memr1[0], "close"):
             self._memr1[0].close()
 
 
-class _AsyncStream(_Streamed):
-    async def _pass(self) -> AsyncIterator[Any]:
-        try:
-            async for chunk in self._memr1[0]:
-                yield self._take(chunk)
-        finally:
-            await self._exchange.door.arecord(self._said())
+class _AsyncStream(_Proxy):
+    """As `_Stream`, for async clients."""
+
+    def __init__(self, stream: Any, exchange: _Exchange) -> None:
+        super().__init__(stream, exchange.door.at)
+        self._chunks = _Heard(exchange).aeach(stream)
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        self._chunks = self._chunks or self._pass()
-        return cast(AsyncIterator[Any], self._chunks)
+        return self._chunks
 
     async def __anext__(self) -> Any:
-        return await anext(aiter(self))
+        return await anext(self._chunks)
 
     async def __aenter__(self) -> Any:
         return self
@@ -261,8 +271,7 @@ class _AsyncStream(_Streamed):
 
     async def close(self) -> None:
         """Close the stream; what was said so far is recorded."""
-        if self._chunks is not None:
-            await self._chunks.aclose()
+        await self._chunks.aclose()  # type: ignore[attr-defined]
         if hasattr(self._memr1[0], "close"):
             await self._memr1[0].close()
 
