@@ -41,10 +41,10 @@ later let's like lol long look looking looks lot lots love loved lovely luck mad
 means meet morning much must my neat need news nice night no nope not of off oh ok okay on one our out part perfect
 photo pic picture please pleasure posted pretty prob problem proud quite rad really right rock rocks same see share
 sharing she shot should so sorry sound sounds special stay strong stunning such super support sure sweet take talk
-talked talking terrific thank thanks that that'd that'll that's the their them these they they're this those thought
-there time to ton tons too totally true u up ur us very wait was way we welcome well were what what's whoa will wish with
-woah won't wonderful woohoo words work worries worth would wow ya yay yea yeah yep yes you you'll you're you've your
-yours yourself yup
+talked talking terrific thank thanks that that'd that'll that's the their them there these they they're this those
+thought time to ton tons too totally true u up ur us very wait was way we welcome well were what what's whoa will wish
+with woah won't wonderful woohoo words work worries worth would wow ya yay yea yeah yep yes you you'll you're you've
+your yours yourself yup
 """
 _SMALL_TALK = frozenset(_SMALL_TALK_WORDS.split())
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|etc|No|e\.g|i\.e|[A-Z]))\.\s*$")

@@ -15,7 +15,7 @@ import math
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
@@ -41,7 +41,7 @@ SITTING_GAP = timedelta(hours=3)
 """A longer silence begins another sitting."""
 DATE_BONUS = 0.1
 """For what was said in, or speaks of, the month that the question names; twice that for the day."""
-FLOOR_ONE, FLOOR_GROWTH = 0.18, 0.04
+FLOOR_ONE, FLOOR_GROWTH = 0.18, 0.042
 """With n candidates the best of them must reach FLOOR_ONE + FLOOR_GROWTH * ln(n), or nothing was found: the best of
 many unrelated memories looks more related than the best of few."""
 WEIGHED = 20
@@ -100,7 +100,7 @@ class Retriever:
         """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1.")
-        if not clean_text(query, "the query").strip():
+        if not re.search(r"\w", clean_text(query, "the query")):
             return []
         depth = DEPTH + 2 * k
         while True:
@@ -221,7 +221,7 @@ def _order(found: _Found, query: str) -> list[MemoryItem]:
     """Sort the candidates by fused rank and bonuses; of equals, the newest first."""
     scores = dict.fromkeys(found.items, 0.0)
     for ranking in found.rankings:
-        for rank, (item_id, _) in enumerate(ranking):
+        for item_id, rank in _ranks(ranking):
             if item_id in scores:
                 scores[item_id] += RANK_K / (RANK_K + rank) / len(found.rankings)
     if len(found.named) == 1:
@@ -233,6 +233,15 @@ def _order(found: _Found, query: str) -> list[MemoryItem]:
         scores[item_id] += bonuses[item_id] + DATE_BONUS * _matches(item, asked)
     newest = sorted(found.items.values(), key=lambda item: (item.at, item.id), reverse=True)
     return sorted(newest, key=lambda item: round(scores[item.id], 6), reverse=True)
+
+
+def _ranks(ranking: Ranking) -> Iterator[tuple[int, int]]:
+    """Yield (item id, rank) from rank 0; equal scores share a rank, so that recency can decide between them."""
+    rank, last = 0, math.inf
+    for place, (item_id, score) in enumerate(ranking):
+        if last - score > 1e-5:
+            rank, last = place, score
+        yield item_id, rank
 
 
 def _sitting_bonuses(items: Iterable[MemoryItem], scores: dict[int, float]) -> dict[int, float]:

@@ -106,11 +106,20 @@ def test_a_bad_line_is_named_with_its_number_and_field(tmp_path: Path, bad: Any,
         datasets.load(write(tmp_path, OWN, bad))
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("[]", "is empty"), ("\n\n", "is empty"), ('{"a": 1}', "no known format")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "is empty"), ("[]", "is empty"), ("\n\n", "is empty"), ('{"a": 1}', "no known format")]
+)
 def test_a_file_of_no_known_format_is_refused(tmp_path: Path, text: str, says: str) -> None:
     """An empty file and a file of something else say so, and what would have been read."""
     with pytest.raises(DataError, match=says):
         datasets.load(write(tmp_path, text))
+
+
+def test_a_broken_list_is_named_with_its_line(tmp_path: Path) -> None:
+    """A file cut short says where, also when it is one JSON list over many lines."""
+    whole = json.dumps([LOCOMO], indent=1).splitlines()
+    with pytest.raises(DataError, match="line 10 is no JSON"):
+        datasets.load(write(tmp_path, *whole[:9], "oops", *whole[9:]))
 
 
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -159,7 +168,7 @@ def test_the_dev_file_has_the_published_counts(data_dir: Path) -> None:
     assert [len(c.turns) for c in conversations] == [419, 369, 663, 629]
     for conversation in conversations:
         ids = {t.id for t in conversation.turns}
-        assert all(set(q.evidence) <= ids and q.answer or q.unanswerable for q in conversation.questions)
+        assert all((set(q.evidence) <= ids and q.answer) or q.unanswerable for q in conversation.questions)
         assert sum(not q.evidence for q in conversation.questions) <= 3
 
 
@@ -188,7 +197,8 @@ def test_longmemevals_published_form_loads(tmp_path: Path) -> None:
     """Haystack sessions come shuffled and unmarked but for the answer turns; they are put in order."""
     row = {
         "question_id": "q1_abs", "question_type": "multi-session", "question": "Where?", "answer": 3,
-        "question_date": "2023/05/30 (Tue) 08:08", "haystack_dates": ["2023/05/20 (Sat) 02:21", "2023/05/02 (Tue) 02:21"],
+        "question_date": "2023/05/30 (Tue) 08:08",
+        "haystack_dates": ["2023/05/20 (Sat) 02:21", "2023/05/02 (Tue) 02:21"],
         "haystack_sessions": [[{"role": "user", "content": "Rome.", "has_answer": True}],
                               [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": " "}]],
     }  # fmt: skip

@@ -142,27 +142,20 @@ def _corrected(question: Question, conversation: Conversation, fixes: Mapping[st
 def _rows(path: Path) -> list[tuple[str, Any]]:
     """Return (where, object) for each object of a JSON list, a single JSON object, or JSON lines."""
     text = _text(path)
-    if text.lstrip().startswith("["):
-        try:
-            rows = [(f"{path}: entry {n}", row) for n, row in enumerate(json.loads(text), 1)]
-        except json.JSONDecodeError as error:
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:  # not one value: a value a line, or broken
+        if text.lstrip().startswith("[") and error.msg != "Extra data":
             raise DataError(f"{path}: line {error.lineno} is no JSON: {error.msg}.") from error
+        rows = list(_jsonl(path))
     else:
-        rows = _whole(path, text) or list(_jsonl(path))
+        rows = [(f"{path}: entry {n}", row) for n, row in enumerate(whole if isinstance(whole, list) else [whole], 1)]
     if not rows:
         raise DataError(f"{path} is empty; expected at least one conversation.")
     for where, row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{where} is {type(row).__name__}; expected an object.")
     return rows
-
-
-def _whole(path: Path, text: str) -> list[tuple[str, Any]] | None:
-    """Read a file that is one object printed over many lines; None when it is not."""
-    try:
-        return [(f"{path}: line 1", json.loads(text))]
-    except json.JSONDecodeError:
-        return None
 
 
 def _text(path: Path) -> str:
