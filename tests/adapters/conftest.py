@@ -1,4 +1,4 @@
-"""A real memory on a real file for every door: SQLite, FAISS and the agents, with a model and an embedder that compute."""
+"""A real memory on a real file for every door: SQLite, FAISS and the agents; model and embedder compute."""
 
 from __future__ import annotations
 

@@ -103,12 +103,16 @@ class ToolLLM(EchoLLM, FunctionCallingLLM):
 
         return pieces()
 
-    def _prepare_chat_with_tools(self, tools: Any, user_msg: Any = None, chat_history: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def _prepare_chat_with_tools(
+        self, tools: Any, user_msg: Any = None, chat_history: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
         return {"messages": list(chat_history or []) + ([user_msg] if user_msg else [])}
 
     def get_tool_calls_from_response(self, response: ChatResponse, **kwargs: Any) -> list[ToolSelection]:
         return [
-            ToolSelection(tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=dict(block.tool_kwargs))  # type: ignore[arg-type]
+            ToolSelection(
+                tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=dict(block.tool_kwargs)
+            )  # type: ignore[arg-type]
             for block in response.message.blocks
             if isinstance(block, ToolCallBlock)
         ]

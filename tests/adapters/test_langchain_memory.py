@@ -24,11 +24,11 @@ except ImportError:
     from langchain.memory import CombinedMemory, ConversationBufferMemory
     from langchain_core.memory import BaseMemory
 
+from bots import EchoModel, ToolModel
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.tools import tool
-from bots import EchoModel, ToolModel
 
 from memr1_plugin import Memory, MemoryR1Error, Scope
 from memr1_plugin.adapters import failures
@@ -107,14 +107,18 @@ def test_two_users_of_one_bank_never_meet(memory: Memory) -> None:
 def test_a_users_sessions_share_memories_but_not_turns(memory: Memory) -> None:
     """Facts belong to the user, the dialogue to the session."""
     MemoryR1Memory(memory=memory, user_id="ana", session_id="a").save_context({"input": "I live in Graz."}, {"o": "Ok"})
-    other = MemoryR1Memory(memory=memory, user_id="ana", session_id="b").load_memory_variables({"input": "Where do I live?"})
+    other = MemoryR1Memory(memory=memory, user_id="ana", session_id="b").load_memory_variables(
+        {"input": "Where do I live?"}
+    )
     assert "I live in Graz." in other["history"] and "Human:" not in other["history"]
 
 
 def test_without_a_user_the_session_is_the_wall(memory: Memory) -> None:
     """Anonymous sessions have scopes of their own."""
     MemoryR1Memory(memory=memory, session_id="a").save_context({"input": "I live in Graz."}, {"o": "Ok"})
-    assert MemoryR1Memory(memory=memory, session_id="b").load_memory_variables({"input": "Where do I live?"}) == {"history": ""}
+    assert MemoryR1Memory(memory=memory, session_id="b").load_memory_variables({"input": "Where do I live?"}) == {
+        "history": ""
+    }
 
 
 async def test_twenty_tasks_at_once_lose_nothing(memory: Memory) -> None:
@@ -235,7 +239,9 @@ def test_a_failing_model_leaves_the_recent_turns(open_memory: Callable[..., Memo
     assert door.load_memory_variables({"input": "Where do I live?"})["history"] == "Human: Sing a song.\nAI: La"
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.model_copy()])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.model_copy()]
+)
 def test_copies_lead_to_the_same_bank(memory: Memory, again: Callable[[MemoryR1Memory], MemoryR1Memory]) -> None:
     """A copied, deep-copied, pickled or re-created memory knows what the first one learned, and records to it."""
     first = MemoryR1Memory(memory=memory, user_id="ana", recent_turns=0)
@@ -321,7 +327,9 @@ def weather(city: str) -> str:
 
 
 def executor(memory: Memory) -> AgentExecutor:
-    prompt = ChatPromptTemplate([MessagesPlaceholder("chat_history"), ("human", "{input}"), MessagesPlaceholder("agent_scratchpad")])
+    prompt = ChatPromptTemplate(
+        [MessagesPlaceholder("chat_history"), ("human", "{input}"), MessagesPlaceholder("agent_scratchpad")]
+    )
     model = ToolModel(tool="weather", arguments={"city": "Graz"})
     door = MemoryR1Memory(memory=memory, user_id="ana", memory_key="chat_history", return_messages=True)
     return AgentExecutor(agent=create_tool_calling_agent(model, [weather], prompt), tools=[weather], memory=door)
@@ -354,8 +362,6 @@ def test_callbacks_fire_and_inputs_stay_as_they_are(memory: Memory) -> None:
     """The chain's handlers see the run with the memory's text; the caller's dict is not touched."""
 
     class Seen(BaseCallbackHandler):
-        inputs: dict[str, Any] = {}
-
         def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
             self.inputs = dict(inputs)
 

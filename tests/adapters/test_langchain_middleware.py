@@ -34,7 +34,9 @@ def weather(city: str) -> str:
 def agent(memory: Memory, model: Any = None, **options: Any) -> Any:
     door = {"user_id": "ana", **options.pop("door", {})}
     return create_agent(
-        model or EchoModel(seen=[]), middleware=[MemoryR1Middleware(memory=memory, **door), *options.pop("more", [])], **options
+        model or EchoModel(seen=[]),
+        middleware=[MemoryR1Middleware(memory=memory, **door), *options.pop("more", [])],
+        **options,
     )
 
 
@@ -69,7 +71,9 @@ async def test_it_recalls_before_and_records_after(memory: Memory, way: str) -> 
     await run(agent(memory, model), way, "My dog is called Rex.")
     await run(agent(memory, model), way, "What is my dog called?")
     [message] = model.seen[-1]
-    assert "ana: My dog is called Rex." in str(message.content) and str(message.content).endswith("What is my dog called?")
+    assert "ana: My dog is called Rex." in str(message.content) and str(message.content).endswith(
+        "What is my dog called?"
+    )
     assert said(memory)[::2] == ["My dog is called Rex.", "What is my dog called?"]
     assert len(said(memory)) == 4 and not any("recalled_memories" in text for text in said(memory)[::2])
 
@@ -80,7 +84,7 @@ def test_the_saved_messages_are_untouched(memory: Memory) -> None:
     bot = agent(memory, checkpointer=InMemorySaver())
     result = bot.invoke(ask("What is my dog called?"), thread("t"))
     assert set(result) == {"messages"}
-    assert [m.content for m in result["messages"]][0] == "What is my dog called?"
+    assert result["messages"][0].content == "What is my dog called?"
     saved = bot.get_state(thread("t")).values["messages"]
     assert [m.type for m in saved] == ["human", "ai"] and saved[0].content == "What is my dog called?"
 
@@ -114,7 +118,12 @@ async def test_an_agent_with_tools_shows_memories_at_each_step_and_skips_tool_tr
     bot.invoke(ask("How is the weather where I live?"))
     assert [("I live in Graz." in str(messages[0].content)) for messages in model.seen] == [True, True]
     await bot.ainvoke(ask("And now, where I live?"))
-    assert said(memory)[1:] == ["How is the weather where I live?", "sunny in Graz", "And now, where I live?", "sunny in Graz"]
+    assert said(memory)[1:] == [
+        "How is the weather where I live?",
+        "sunny in Graz",
+        "And now, where I live?",
+        "sunny in Graz",
+    ]
 
 
 def test_an_interrupt_and_its_resume_are_one_exchange(memory: Memory) -> None:
@@ -181,7 +190,10 @@ def test_blocks_of_content_keep_their_image(memory: Memory) -> None:
     """A message of text and image gets the memories as one more text block."""
     memory.observe("I live in Graz.", scope=ANA)
     model = EchoModel(seen=[])
-    content: list[Any] = [{"type": "text", "text": "Is this where I live?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    content: list[Any] = [
+        {"type": "text", "text": "Is this where I live?"},
+        {"type": "image_url", "image_url": {"url": "x"}},
+    ]
     agent(memory, model).invoke({"messages": [HumanMessage(content)]})
     blocks = model.seen[-1][0].content
     assert "Graz" in blocks[0]["text"] and blocks[1:] == content

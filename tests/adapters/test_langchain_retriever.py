@@ -73,8 +73,6 @@ def test_callbacks_fire(filled: Memory) -> None:
     """A handler sees the retriever start and end with its documents."""
 
     class Seen(BaseCallbackHandler):
-        found: list[Any] = []
-
         def on_retriever_end(self, documents: Any, **kwargs: Any) -> None:
             self.found = list(documents)
 

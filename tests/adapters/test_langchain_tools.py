@@ -107,11 +107,13 @@ def test_a_wrong_number_is_told_in_words(memory: Memory) -> None:
 
 
 def test_the_runs_config_says_whose(memory: Memory) -> None:
-    """"configurable" names the user, as in agents that serve many."""
+    """ "configurable" names the user, as in agents that serve many."""
     [search] = [tool for tool in memory_tools(memory=memory) if tool.name == "search_memory"]
     memory.observe("I live in Porto.", scope=Scope(user="ben"))
     assert "Porto" in search.invoke({"query": "Where do I live?"}, {"configurable": {"user_id": "ben"}})
-    assert search.invoke({"query": "Where do I live?"}, {"configurable": {"user_id": "ana"}}) == "No memory covers this."
+    assert (
+        search.invoke({"query": "Where do I live?"}, {"configurable": {"user_id": "ana"}}) == "No memory covers this."
+    )
 
 
 def test_a_failing_memory_is_told_or_raised(memory: Memory) -> None:

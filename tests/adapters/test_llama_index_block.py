@@ -70,11 +70,13 @@ async def test_a_fact_is_remembered_after_one_turn(memory: Memory, chat: Any) ->
 
 
 async def test_one_session_never_reads_anothers(memory: Memory, chat: Any) -> None:
-    """One block shared by two anonymous sessions keeps Alice's secret from Bob, where VectorMemoryBlock hands it over."""
+    """One block shared by two anonymous sessions keeps Alice's secret from Bob, as VectorMemoryBlock does not."""
     made = block(memory)
     await chat(made, "alice", "My secret is bluebird.")
     assert "bluebird" not in await chat(made, "bob", "What is my secret?")
-    assert [t.text for t in memory.turns(scope=Scope(session="alice")) if t.role == "user"] == ["My secret is bluebird."]
+    assert [t.text for t in memory.turns(scope=Scope(session="alice")) if t.role == "user"] == [
+        "My secret is bluebird."
+    ]
 
 
 async def test_each_message_is_recorded_once(memory: Memory, inside: Any) -> None:
@@ -87,7 +89,9 @@ async def test_each_message_is_recorded_once(memory: Memory, inside: Any) -> Non
         await own.aput(ChatMessage(role="assistant", content="How nice."))
         await own.aget()
     turns = memory.turns(scope=ANA, limit=None)
-    assert [t.text for t in turns] == [t for n in range(6) for t in (f"I own {n} big cats and {n} small dogs.", "How nice.")]
+    assert [t.text for t in turns] == [
+        t for n in range(6) for t in (f"I own {n} big cats and {n} small dogs.", "How nice.")
+    ]
 
 
 async def test_what_is_flushed_unseen_is_learned_too(memory: Memory, inside: Any) -> None:

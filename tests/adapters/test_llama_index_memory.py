@@ -99,7 +99,9 @@ async def test_every_engine_remembers_in_every_way(memory: Memory, name: str, wa
 def test_condense_question_engine(memory: Memory) -> None:
     """The engine that asks before it puts gets the dialogue so far."""
     engine = CondenseQuestionChatEngine.from_defaults(
-        SummaryIndex.from_documents([Document(text="x")]).as_query_engine(llm=EchoLLM()), llm=EchoLLM(), memory=door(memory)
+        SummaryIndex.from_documents([Document(text="x")]).as_query_engine(llm=EchoLLM()),
+        llm=EchoLLM(),
+        memory=door(memory),
     )
     engine.chat("I live in Graz.")
     engine.chat("And then?")
@@ -299,7 +301,9 @@ def test_serialisation_round_trips(memory: Memory) -> None:
     assert mem.to_dict()["user_id"] == "ana"
 
 
-async def test_a_context_with_its_memory_can_be_saved_and_restored(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_context_with_its_memory_can_be_saved_and_restored(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Context.to_dict keeps the memory (the framework's own vanish), and the restored one knows the dialogue."""
     monkeypatch.setattr(Memory, "shared", classmethod(lambda cls, path, **options: memory))
     agent = FunctionAgent(tools=[weather], llm=ToolLLM())

@@ -43,7 +43,9 @@ class Server:
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": 1, "model": "m"}
         if body.get("stream"):
-            return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=self._stream(head, message))
+            return httpx.Response(
+                200, headers={"content-type": "text/event-stream"}, content=self._stream(head, message)
+            )
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return httpx.Response(200, json={**head, "object": "chat.completion", "choices": [choice]})
 
@@ -63,7 +65,9 @@ def server() -> Server:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[OpenAI]:
-    with OpenAI(api_key="x", base_url="http://test/v1", http_client=httpx.Client(transport=httpx.MockTransport(server))) as made:
+    with OpenAI(
+        api_key="x", base_url="http://test/v1", http_client=httpx.Client(transport=httpx.MockTransport(server))
+    ) as made:
         yield made
 
 
@@ -152,7 +156,9 @@ def test_parse_is_covered_too(memory: Memory, client: OpenAI, server: Server) ->
         city: str
 
     memory.observe("I live in Graz.", scope=ANA)
-    reply = wrap(client, memory=memory, user_id="ana").chat.completions.parse(**ask("Where do I live?"), response_format=Place)
+    reply = wrap(client, memory=memory, user_id="ana").chat.completions.parse(
+        **ask("Where do I live?"), response_format=Place
+    )
     assert reply.choices[0].message.parsed == Place(city="Graz")
     assert "I live in Graz." in server.seen[-1]["messages"][0]["content"]
     assert said(memory)[1] == "Where do I live?"
@@ -184,7 +190,10 @@ def test_users_never_meet(memory: Memory, client: OpenAI, server: Server) -> Non
 def test_a_failing_memory_does_not_cost_the_reply(memory: Memory, client: OpenAI) -> None:
     """The request goes out as it was; the failure is counted, or raised where asked to."""
     before = failures().get("wrap record", 0)
-    soft, hard = wrap(client, memory=memory, user_id="ana"), wrap(client, memory=memory, user_id="ana", on_error="raise")
+    soft, hard = (
+        wrap(client, memory=memory, user_id="ana"),
+        wrap(client, memory=memory, user_id="ana", on_error="raise"),
+    )
     memory.close()
     assert soft.chat.completions.create(**ask("Hello.")).choices[0].message.content == "echo: Hello."
     assert failures()["wrap record"] == before + 1

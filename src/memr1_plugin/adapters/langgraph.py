@@ -199,16 +199,16 @@ class MemoryR1Store(BaseStore):
 
     def _write_scope(self, scope: Scope, ops: Sequence[PutOp]) -> None:
         held = self._of_scope(scope)
-        operations = [
-            operation for op in ops if (operation := self._operation(op, held.get((op.namespace, op.key)))) is not None
-        ]
-        if not operations:
-            return
-        changes = self._memory.bank.apply(scope, operations, source="user")
-        for change in changes:
-            after = change.after
-            if after is not None and not after.deleted:
-                self._expire_in(scope, after, after.metadata["langgraph"]["ttl"])
+        by_ttl: dict[float | None, list[Operation]] = {}
+        for op in ops:
+            operation = self._operation(op, held.get((op.namespace, op.key)))
+            if operation is not None:
+                by_ttl.setdefault(op.ttl, []).append(operation)
+        for ttl, operations in by_ttl.items():
+            changes = self._memory.bank.apply(scope, operations, source="user", expires_at=_in(ttl))
+            for change in changes:  # an ADD has its time already, in one transaction
+                if change.kind is OperationKind.UPDATE and change.after is not None:
+                    self._expire_in(scope, change.after, ttl)
 
     def _operation(self, op: PutOp, old: _Entry | None) -> Operation | None:
         if op.value is None:
@@ -235,9 +235,8 @@ class MemoryR1Store(BaseStore):
     # -- time to live
 
     def _expire_in(self, scope: Scope, item: MemoryItem, minutes: float | None) -> None:
-        at = None if minutes is None else datetime.now(timezone.utc) + timedelta(minutes=minutes)
-        if at is not None or item.expires_at is not None:
-            self._memory.bank.set_expiry(scope, item.id, at)
+        if minutes is not None or item.expires_at is not None:
+            self._memory.bank.set_expiry(scope, item.id, _in(minutes))
 
     def _refresh(self, entries: Sequence[_Entry], refresh: bool) -> None:
         if refresh and self.ttl_config and self.ttl_config.get("refresh_on_read", False):
@@ -266,6 +265,10 @@ def _fields_of(entry: _Entry) -> dict[str, Any]:
         "value": entry.value, "key": entry.key, "namespace": entry.namespace,
         "created_at": entry.item.created_at, "updated_at": entry.item.updated_at,
     }  # fmt: skip
+
+
+def _in(minutes: float | None) -> datetime | None:
+    return None if minutes is None else datetime.now(timezone.utc) + timedelta(minutes=minutes)
 
 
 def _check(op: Op) -> None:
