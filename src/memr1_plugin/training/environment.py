@@ -215,6 +215,7 @@ class ManagerEnvironment:
         self.answerer = Answerer(engine)
         self.histogram = Histogram([*(k.value for k in OperationKind), "refused"])
         self._answers: dict[tuple[str, str, datetime], Answer] = {}
+        self._outcomes: dict[tuple[int, str], Outcome] = {}
         self.asked = 0
         """Questions put to the Answer Agent so far; the others were found in the cache."""
 
@@ -237,7 +238,15 @@ class ManagerEnvironment:
         return [self.score(n, [completion.text])[0] for n, completion in enumerate(done)]
 
     def score(self, number: int, completions: Sequence[str]) -> list[Outcome]:
-        """Apply each completion to its own copy of the episode's bank, and ask the questions of each copy."""
+        """Apply each completion to its own copy of the episode's bank, and ask the questions of each copy.
+
+        The other agent is frozen, so what a completion led to once, it leads to always: nothing is done twice.
+        """
+        new = list(dict.fromkeys(text for text in completions if (number, text) not in self._outcomes))
+        self._outcomes |= {(number, t): o for t, o in zip(new, self._try(number, new) if new else [], strict=True)}
+        return [self._outcomes[number, text] for text in completions]
+
+    def _try(self, number: int, completions: Sequence[str]) -> list[Outcome]:
         episode = self.episodes[number]
         bank = episode.open_bank()
         try:

@@ -30,10 +30,11 @@ from memr1_plugin.training.shared import encode
 
 try:
     import torch
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from datasets import Dataset  # type: ignore[import-untyped]
+    from transformers import PreTrainedTokenizerBase, PrinterCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.utils import RepeatSampler
 except ImportError as error:
     raise MissingExtraError.of("trl", "train") from error
@@ -65,7 +66,7 @@ def laptop_config(output_dir: str | Path, kind: type[GRPOConfig] = GRPOConfig, *
     return kind(output_dir=str(output_dir), **{**defaults, **values})
 
 
-class EpisodeTrainer(GRPOTrainer):  # type: ignore[misc]
+class EpisodeTrainer(GRPOTrainer):
     """What GRPO and PPO share: episodes in, rewards from an environment, exact resume.
 
     Args:
@@ -75,6 +76,9 @@ class EpisodeTrainer(GRPOTrainer):  # type: ignore[misc]
         validation: episodes of other conversations; with ``eval_strategy`` set, they are answered greedily.
         samples: completions written to transcripts.jsonl at each logged step.
     """
+
+    args: Any  # a GRPOConfig; transformers types both of these more widely than TRL keeps them
+    model: Any
 
     def __init__(
         self,
@@ -91,8 +95,8 @@ class EpisodeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._outcomes: dict[tuple[int, str], Outcome] = {}
         self._rewards_N: torch.Tensor | None = None
         data, self._ids_of = _dataset(environment, tokenizer)
-        self._check_sizes(args, model, tokenizer)
-        self.run_log = RunLog(args.output_dir)
+        self._check_sizes(args, model)
+        self.run_log = RunLog(str(args.output_dir))
         super().__init__(
             model=model,
             reward_funcs=[_part(self, name) for name in environment.parts],
@@ -102,11 +106,12 @@ class EpisodeTrainer(GRPOTrainer):  # type: ignore[misc]
             processing_class=tokenizer,
             callbacks=[self.run_log, *callbacks],
         )
+        self.remove_callback(PrinterCallback)  # thirty numbers a step are for metrics.jsonl; the progress bar stays
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.dtype is not torch.float32:
                 parameter.data = parameter.data.float()
 
-    def _check_sizes(self, args: GRPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _check_sizes(self, args: Any, model: Any) -> None:
         groups = args.generation_batch_size // args.num_generations
         if len(self.environment) < groups:
             raise DataError(
@@ -204,14 +209,14 @@ class EpisodeTrainer(GRPOTrainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self._rollout_state(), folder / f"{self.accelerator.process_index}-{ROLLOUTS}")
-        super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
 
     def _rollout_state(self) -> dict[str, Any]:
         metrics = {name: list(values) for name, values in self._metrics["train"].items()}
         return {"step": self._step, "waiting": self._buffered_inputs, "metrics": metrics}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
         if checkpoint is not None:
             self._load_rollout_state(Path(checkpoint))
 
@@ -234,18 +239,19 @@ class MemoryGRPOTrainer(EpisodeTrainer):
         """
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         assert self._rewards_N is not None
-        groups = self._rewards_N.view(-1, self.num_generations)
+        size = int(self.args.num_generations)
+        groups = self._rewards_N.view(-1, size)
         varied = (groups.max(dim=1).values - groups.min(dim=1).values) > 1e-6
         self._metrics["train"]["groups/dropped"].append(1.0 - varied.float().mean().item())
         start = self.accelerator.process_index * len(inputs)
-        keep = varied.repeat_interleave(self.num_generations)[start : start + len(inputs)]
+        keep = varied.repeat_interleave(size)[start : start + len(inputs)]
         output["tool_mask"] = keep.long().unsqueeze(1).expand_as(output["completion_mask"]).contiguous()
         kept_tokens = (output["completion_mask"] * output["tool_mask"]).sum()
         output["num_items_in_batch"] = self.accelerator.gather(kept_tokens).sum()
         return output
 
 
-class EpochSampler(RepeatSampler):  # type: ignore[misc]
+class EpochSampler(RepeatSampler):
     """TRL's order of repeats, over a shuffle that is a function of (seed, epoch)."""
 
     def __init__(self, *args: Any, epoch: Callable[[], int], **options: Any) -> None:
@@ -255,7 +261,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
             self.generator.manual_seed(random.Random(f"{self.seed}/{self._epoch()}").getrandbits(63))
-        yield from super().__iter__()
+        yield from super().__iter__()  # type: ignore[no-untyped-call]
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -288,10 +294,10 @@ def _with_weights(args: GRPOConfig, environment: Environment) -> GRPOConfig:
     return args
 
 
-def _part(trainer: EpisodeTrainer, name: str) -> Callable[..., list[float]]:
+def _part(trainer: EpisodeTrainer, name: str) -> Callable[..., list[float | None]]:
     """Return the TRL reward function that reads part `name` of what the trainer has scored."""
 
-    def part(completions: Sequence[str], episode: Sequence[int], **_: Any) -> list[float]:
+    def part(completions: Sequence[str], episode: Sequence[int], **_: Any) -> list[float | None]:
         rows = zip(episode, completions, strict=True)
         return [trainer._outcomes[int(n), text].breakdown.parts[name] for n, text in rows]
 

@@ -1,8 +1,8 @@
 """PPO for either agent: an actor that is GRPO's, and a critic on its hidden states.
 
 TRL has had no PPO since 1.13, but its GRPO trainer takes advantages per token from subclasses: sampling, rewards, the
-clipped policy loss, vLLM, logging and resume are shared, and this file adds what PPO adds: values, generalised advantage
-estimation, a clipped value loss. After Schulman et al. 2017 (PPO) and 2016 (GAE), with the paper's two learning rates.
+clipped policy loss, vLLM, logging and resume are shared, and this file adds what PPO adds: values, generalised
+advantage estimation, a clipped value loss. After Schulman et al. 2017 (PPO) and 2016 (GAE), with the paper's two rates.
 
 Departures from the paper:
 1. The critic is a head on the policy's hidden states, not a second model: it fits on the GPU that the policy fits on.
@@ -23,7 +23,7 @@ from memr1_plugin.training.grpo import EpisodeTrainer
 
 try:
     import torch
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 except ImportError as error:
     raise MissingExtraError.of("trl", "train") from error
 
@@ -31,7 +31,7 @@ Tensor = torch.Tensor
 
 
 @dataclass
-class PPOConfig(GRPOConfig):  # type: ignore[misc]
+class PPOConfig(GRPOConfig):
     """`GRPOConfig` and what the critic adds. ``num_iterations`` are PPO's epochs over a batch, ``epsilon`` its clip."""
 
     critic_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the value head."})
@@ -44,7 +44,7 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
@@ -103,7 +103,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return float(1 - (kept_returns - kept_values).var(unbiased=False) / spread)
 
 
-class ValueHead(torch.nn.Module):  # type: ignore[misc]
+class ValueHead(torch.nn.Module):
     """Hidden states (..., H) to values (...): two layers, the last one 0 at the start."""
 
     def __init__(self, hidden_size: int) -> None:
@@ -144,7 +144,8 @@ class MemoryPPOTrainer(EpisodeTrainer):
     @contextmanager
     def _keeping_hidden(self) -> Iterator[list[Tensor]]:
         """Collect the last hidden states of every forward pass inside: the critic reads what the policy computed."""
-        self._hidden = kept = []
+        kept: list[Tensor] = []
+        self._hidden = kept
         try:
             yield kept
         finally:
@@ -187,7 +188,8 @@ class MemoryPPOTrainer(EpisodeTrainer):
         count, total, squares = self.accelerator.reduce(sums.float(), reduction="sum")
         mean = total / count.clamp(min=1)
         deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
-        return (advantages - mean) / (deviation + 1e-6) * mask
+        whitened: Tensor = (advantages - mean) / (deviation + 1e-6) * mask
+        return whitened
 
     def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor, kl: Tensor | None) -> None:
         log = self._metrics["train"]
@@ -206,7 +208,7 @@ class MemoryPPOTrainer(EpisodeTrainer):
         self.beta = 0.0 if self.args.kl_in_reward else beta
         try:
             with self._keeping_hidden() as hidden:
-                loss: Tensor = super()._compute_loss(model, inputs)
+                loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         finally:
             self.beta = beta
         if model.training:
@@ -218,7 +220,7 @@ class MemoryPPOTrainer(EpisodeTrainer):
         with torch.enable_grad():
             values = self._values(hidden, mask.size(1))
             loss, clipped = value_loss(values, inputs["old_values"], inputs["returns"], mask, self.args.value_clip)
-            (loss / self.current_gradient_accumulation_steps).backward()
+            (loss / self.current_gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         log = self._metrics["train"]
         log["value/loss"].append(loss.item())
         log["value/clip_fraction"].append(clipped.item())

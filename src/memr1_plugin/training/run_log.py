@@ -24,7 +24,7 @@ TRANSCRIPTS = "transcripts.jsonl"
 CURVES = "curves.png"
 
 
-class RunLog(TrainerCallback):  # type: ignore[misc]
+class RunLog(TrainerCallback):
     """Writes a run's files into `folder`; rank 0 only. Curves are drawn at each save and at the end."""
 
     def __init__(self, folder: str | Path) -> None:

@@ -1,8 +1,8 @@
 """One base model in memory for both agents: an `Engine` over the very model that is being trained.
 
 The adapter "default" is the policy, "frozen" the other agent's LoRA; a lock covers every switch, and after it the
-trainer finds its adapter active and trainable as before. It is no server (`agents.local` is), and it trains nothing. Two
-adapters on one quantised base are what makes the Manager's reward affordable on one consumer GPU.
+trainer finds its adapter active and trainable as before. It is no server (`agents.local` is), and it trains nothing.
+Two adapters on one quantised base are what makes the Manager's reward affordable on one consumer GPU.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ def share(
     """
     if role is Role.BASE:
         raise InputError("the base has no LoRA to train; expected Role.MANAGER or Role.ANSWER.")
+    model: PeftModel
     if isinstance(start, LoraConfig):
         model = get_peft_model(base, start, adapter_name=POLICY)
     else:
         model = PeftModel.from_pretrained(base, str(start), adapter_name=POLICY, is_trainable=True)
     other = Role.ANSWER if role is Role.MANAGER else Role.MANAGER
-    adapters = {role: POLICY}
+    adapters: dict[Role, str] = {role: POLICY}
     if frozen is not None:
         model.load_adapter(str(frozen), FROZEN, is_trainable=False)
         model.set_adapter(POLICY)
@@ -114,7 +115,7 @@ class SharedBase:
         device = self.model.device
         tokens = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        out = self.model.generate(
+        out = self.model.generate(  # type: ignore[no-untyped-call]
             input_ids=tokens, attention_mask=mask, max_new_tokens=prompt.max_tokens, do_sample=False, pad_token_id=pad
         )
         return [self._completion(row, new) for row, new in zip(ids, out[:, width:].tolist(), strict=True)]
@@ -122,7 +123,7 @@ class SharedBase:
     def _completion(self, ids: list[int], new: list[int]) -> Completion:
         ends = [n for n, token in enumerate(new) if token == self.tokenizer.eos_token_id]
         kept = new[: ends[0]] if ends else new
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
         return Completion(text, len(ids), 0, len(kept), finished=bool(ends))
 
     def close(self) -> None:
@@ -150,9 +151,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt as serving computes them: its two parts apart, then joined."""
     fixed, body = prompt.fixed, prompt.body
     if prompt.chat:
-        whole = tokenizer.apply_chat_template(
-            [{"role": "user", "content": fixed + body}], tokenize=False, add_generation_prompt=True
-        )
+        message = [{"role": "user", "content": fixed + body}]
+        whole = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
         at = whole.index(fixed) + len(fixed)
         fixed, body = whole[:at], whole[at:]
     ids: Any = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (fixed, body) if part]
