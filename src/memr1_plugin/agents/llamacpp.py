@@ -22,8 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from memr1_plugin.agents import models
 from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
-from memr1_plugin.errors import InputError, MissingExtraError, ModelError
+from memr1_plugin.errors import InputError, MissingExtraError, ModelError, WeightsNotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,43 @@ def available() -> bool:
     return all(find_spec(name) is not None for name in ("xllamacpp", "gguf", "safetensors"))
 
 
+def find_gguf(model: str | Path | None = None) -> Path | None:
+    """Return the GGUF file of a model as `models.resolve` names it; None: it has none (a hub id, a folder)."""
+    if model is None or str(model) in models.PRESETS:
+        return models.in_wheel(models.PRESETS[str(model)] if model else models.DEFAULT)
+    path = Path(model).expanduser()
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def serves(model: str | Path | None = None) -> bool:
+    """True where this engine can serve `model`: the `cpu` extra is installed and the model has a GGUF file."""
+    return available() and find_gguf(model) is not None
+
+
+def open_engine(
+    model: str | Path | None = None, loras: str | Path | Mapping[Role, Path] | None = None, **options: Any
+) -> LlamaCppEngine:
+    """Open the engine for a model and LoRAs named as for `local.LocalEngine`, and log that it was chosen.
+
+    Args:
+        model: a preset or a GGUF file; None: the default preset.
+        loras: a folder with ``manager/`` and ``answer/``, or each role's folder; None: those that ship; ``{}``: none.
+        options: for `LlamaCppEngine`.
+    """
+    path = find_gguf(model)
+    if path is None:
+        raise WeightsNotFoundError(
+            f"no GGUF file of {model or models.DEFAULT.name} is on this machine; llama.cpp reads no other format. "
+            f"Run: {models.PIP_LINE}, give a GGUF file, or use the transformers engine."
+        )
+    weights = models.resolve(model)
+    folders = dict(loras) if isinstance(loras, Mapping) else models.find_loras(weights.name, loras)
+    known = {role: (folder, models.read_lora(folder, role, weights)) for role, folder in folders.items()}
+    engine = LlamaCppEngine(path, loras=known, **options)
+    log.info("serving %s", engine.id)
+    return engine
+
+
 class LlamaCppEngine:
     """An `Engine` on llama.cpp. Thread-safe: concurrent calls share the slots, and wait when all are taken."""
 
@@ -48,7 +86,7 @@ class LlamaCppEngine:
         self,
         model: str | Path,
         *,
-        loras: Mapping[Role, tuple[str | Path, LoraInfo]] | None = None,
+        loras: Mapping[Role, tuple[Path, LoraInfo]] | None = None,
         cache: str | Path | None = None,
         kind: str | None = "Q8_0",
         context_tokens: int = CONTEXT_TOKENS,
@@ -77,7 +115,7 @@ class LlamaCppEngine:
         self._lora_places = {role: place for place, role in enumerate(self._loras)}
         base = Path(model)
         folder = Path(cache) if cache is not None else cache_folder()
-        files = [_lora_file(Path(path), base, folder) for path, _ in self._loras.values()]
+        files = [_lora_file(path, base, folder) for path, _ in self._loras.values()]
         self._base = base.stem
         self._kind = kind
         self._key = secrets.token_urlsafe()
@@ -176,7 +214,9 @@ class LlamaCppEngine:
         messages = [{"role": "user", "content": _MARK}]
         head, mark, tail = self._post("/apply-template", {"messages": messages})["prompt"].partition(_MARK)
         if not mark:
-            raise ModelError(f"the chat template of {self._base} does not write the user's message where it is told to.")
+            raise ModelError(
+                f"the chat template of {self._base} does not write the user's message where it is told to."
+            )
         return head, tail
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,10 +302,8 @@ def default_threads() -> int:
 
 
 def cache_folder() -> Path:
-    """Where converted files are kept for this user."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("memr1-plugin") / "gguf"
+    """Where converted files are kept: beside the other converted weights."""
+    return models.home() / "gguf"
 
 
 def _xllamacpp() -> Any:
