@@ -23,6 +23,7 @@ try:
     from langchain.agents.middleware import AgentMiddleware, AgentState
     from langchain.agents.middleware.types import ModelRequest, ModelResponse, PrivateStateAttr
     from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+    from langchain_core.runnables import RunnableConfig
     from langgraph.runtime import Runtime
     from typing_extensions import NotRequired
 except ImportError as error:
@@ -31,6 +32,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from memr1_plugin.memory import Memory
 
+NO_CONFIG: RunnableConfig = {}
 _SHOWN = 40
 """How many of a thread's newest messages are compared with what was recalled, to leave out repetitions."""
 
@@ -108,22 +110,28 @@ class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any, Any]):
             }
             self.tools = memory_tools(memory=self._door.memory, on_error=on_error, **ids)
 
-    def _here(self, runtime: Runtime[Any]) -> Door:
-        return self._door.at(self._ids.address(runtime.context, run_config()))
+    # LangGraph hands ``config`` to hooks that ask for it by this name and annotation; the context variable that
+    # `run_config` reads does not reach async hooks on Python 3.10.
+    def _here(self, runtime: Runtime[Any], config: RunnableConfig) -> Door:
+        return self._door.at(self._ids.address(runtime.context, config or run_config()))
 
     # -- once, when a run begins
 
-    def before_agent(self, state: MemoryR1State, runtime: Runtime[Any]) -> dict[str, Any]:
+    def before_agent(
+        self, state: MemoryR1State, runtime: Runtime[Any], config: RunnableConfig = NO_CONFIG
+    ) -> dict[str, Any]:
         """Recall for the newest user message."""
         with self._door.guarded("recall"):
-            door = self._here(runtime)
+            door = self._here(runtime, config)
             return {"memr1_recalled": render_recalled(door.recall(_query(state["messages"]), _shown(door, state)))}
         return {"memr1_recalled": ""}
 
-    async def abefore_agent(self, state: MemoryR1State, runtime: Runtime[Any]) -> dict[str, Any]:
+    async def abefore_agent(
+        self, state: MemoryR1State, runtime: Runtime[Any], config: RunnableConfig = NO_CONFIG
+    ) -> dict[str, Any]:
         """Async twin of `before_agent`."""
         with self._door.guarded("recall"):
-            door = self._here(runtime)
+            door = self._here(runtime, config)
             items = await door.arecall(_query(state["messages"]), _shown(door, state))
             return {"memr1_recalled": render_recalled(items)}
         return {"memr1_recalled": ""}
@@ -157,15 +165,17 @@ class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any, Any]):
 
     # -- once, when a run ends
 
-    def after_agent(self, state: MemoryR1State, runtime: Runtime[Any]) -> None:
+    def after_agent(self, state: MemoryR1State, runtime: Runtime[Any], config: RunnableConfig = NO_CONFIG) -> None:
         """Record the exchange: what the user said, and the agent's last words."""
         with self._door.guarded("record"):
-            self._here(runtime).record(_exchange(state["messages"]))
+            self._here(runtime, config).record(_exchange(state["messages"]))
 
-    async def aafter_agent(self, state: MemoryR1State, runtime: Runtime[Any]) -> None:
+    async def aafter_agent(
+        self, state: MemoryR1State, runtime: Runtime[Any], config: RunnableConfig = NO_CONFIG
+    ) -> None:
         """Async twin of `after_agent`."""
         with self._door.guarded("record"):
-            await self._here(runtime).arecord(_exchange(state["messages"]))
+            await self._here(runtime, config).arecord(_exchange(state["messages"]))
 
 
 def _after_system(request: ModelRequest[Any], block: str) -> ModelRequest[Any]:
