@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from memr1_plugin.bank.vectors import VIEWS, ScopeVectors, faiss
+from memr1_plugin.errors import BankError
 
 log = logging.getLogger("memr1_plugin.bank")
 
@@ -61,7 +63,7 @@ class IndexFiles:
             os.replace(torn, path)
         except OSError as error:
             log.warning("index file %s not written (%s); it will be rebuilt from the bank", path, error)
-            torn.unlink(missing_ok=True)
+            _drop(torn)
             return False
         return True
 
@@ -74,13 +76,18 @@ class IndexFiles:
             return None
         except (OSError, ValueError, KeyError, struct.error) as error:
             log.warning("index file %s is of no use (%s); rebuilding it from the bank", path, error)
-            path.unlink(missing_ok=True)
+            _drop(path)
             return None
 
     def erase(self, scope_id: int | None = None) -> None:
         """Delete a scope's file, or all of them; half-written ones too."""
-        for path in self.folder.glob("*" if scope_id is None else f"{scope_id}.faiss*"):
-            path.unlink(missing_ok=True)
+        try:
+            for path in self.folder.glob("*.faiss*" if scope_id is None else f"{scope_id}.faiss*"):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise BankError(
+                f"an index file of {self.folder} cannot be deleted ({error}). Delete it yourself."
+            ) from error
 
     def _parts(self, saved: SavedIndex) -> list[bytes]:
         arrays = [
@@ -116,6 +123,12 @@ class IndexFiles:
         live = np.unpackbits(parts[1], count=header["places"]).astype(np.bool_)
         indexes = {view: faiss().deserialize_index(part.copy()) for view, part in zip(VIEWS, parts[2:], strict=True)}
         return SavedIndex(header["version"], header["epoch"], ScopeVectors.restored(indexes, ids, live))
+
+
+def _drop(path: Path) -> None:
+    # A file that cannot be deleted either will be refused again: its checksum is looked at first.
+    with suppress(OSError):
+        path.unlink()
 
 
 def _write(path: Path, parts: list[bytes]) -> None:

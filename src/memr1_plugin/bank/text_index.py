@@ -27,8 +27,8 @@ WORDS_VERSION = "1"
 """Stored in the bank: with other stop words or another `words`, its full text is built anew at the next open."""
 
 _STOP_WORDS = """
-a about after again all also am an and any are as at be because been before being but by can could did do does doing
-don down during each few for from further had has have having he her here hers him his how i if in into is it its
+a about after again all also am an and any are as at be because been before being but by can could d did do does
+doing don down during each few for from further had has have having he her here hers him his how i if in into is it its
 itself just ll m me more most my myself no nor not now of off on once only or other our ours out over own re s same she
 should so some such t than that the their theirs them then there these they this those through to too under until up
 ve very was we were what when where which while who whom why will with would you your yours
@@ -125,8 +125,10 @@ def postings(
     ).fetchone()[0]
     if not found:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    ids, counts = np.unique(np.fromstring(found, dtype=np.int64, sep=","), return_counts=True)
-    return ids, counts.astype(np.float32)
+    docs = np.fromstring(found, dtype=np.int64, sep=",")
+    # FTS5 lists a term's texts in order: each starts where the number changes, which spares sorting them.
+    starts = np.flatnonzero(np.concatenate(([True], docs[1:] != docs[:-1])))
+    return docs[starts], np.diff(starts, append=len(docs)).astype(np.float32)
 
 
 def bm25(
