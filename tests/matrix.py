@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HOME = ROOT / ".matrix"
+HOME = ROOT / ".matrix" / f"python{sys.version_info.major}.{sys.version_info.minor}"
 TOOLS = ("pytest>=8.3", "pytest-asyncio>=1.0", "pytest-timeout>=2.3")
 
 
@@ -58,6 +58,8 @@ def make(row: Row, fresh: bool) -> Path:
         shutil.rmtree(home)
     python = home / "bin" / "python"
     if not (home / ".ready").exists():
+        HOME.mkdir(parents=True, exist_ok=True)
+        (HOME.parent / ".gitignore").write_text("*\n")
         venv.create(home, with_pip=True, clear=True)
         install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*install, "-e", str(ROOT), *TOOLS, *row.packages], check=True)

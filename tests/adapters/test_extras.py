@@ -27,10 +27,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(("line", "missing", "extra"), DOORS)
 def test_a_missing_framework_is_told_with_the_extra_that_brings_it(line: str, missing: str, extra: str) -> None:
     """Without the framework, opening its door says which pip install is needed."""
-    blocked = (
-        {missing: ["langchain_core.memory"]}.get("langchain_classic", []) if missing == "langchain_classic" else []
-    )
-    names = [missing, *blocked]
+    names = [missing, *(["langchain_core.memory"] if missing == "langchain_classic" else [])]
     done = run(f"import sys\nfor name in {names!r}: sys.modules[name] = None\n{line}")
     assert done.returncode == 1
     assert "MissingExtraError" in done.stderr and f"pip install '{extra}'" in done.stderr
@@ -39,8 +36,8 @@ def test_a_missing_framework_is_told_with_the_extra_that_brings_it(line: str, mi
 def test_opening_no_door_imports_no_framework() -> None:
     """The doors' package and `wrap` load neither LangChain nor LangGraph nor LlamaIndex, and no pydantic."""
     heavy = ["langchain", "langchain_core", "langgraph", "llama_index", "pydantic", "openai", "torch", "transformers"]
-    code = f"import sys, memr1_plugin.adapters.wrap, memr1_plugin.adapters.langchain\nprint([n for n in {heavy!r} if n in sys.modules])"
-    assert run(code).stdout.strip() == "[]"
+    code = "import sys, memr1_plugin.adapters.wrap, memr1_plugin.adapters.langchain"
+    assert run(f"{code}\nprint([name for name in {heavy!r} if name in sys.modules])").stdout.strip() == "[]"
 
 
 def test_a_misspelt_door_is_told() -> None:
