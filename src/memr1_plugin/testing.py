@@ -1,8 +1,8 @@
 """Doubles that compute: a bot's memory tested in milliseconds, with no weights and no torch.
 
-`HashEmbedder` really embeds, `ScriptedModel` really answers from what the prompt says, `tiny_model` writes a
-real (random) Llama folder for code that must run transformers. Not mocks: nothing here records
-expectations. The feature hashing is Weinberger et al. 2009, the tokenizer folder follows SmolLM2's.
+`HashEmbedder` really embeds, `ScriptedModel.heuristic` really decides and answers from what the prompt
+says, `tiny_model` writes a real (random) Llama folder for code that must run transformers. Not mocks: nothing
+here records expectations. The feature hashing is Weinberger et al. 2009, the tokenizer folder follows SmolLM2's.
 """
 
 from __future__ import annotations
@@ -121,6 +121,15 @@ class ScriptedModel:
         self._closed = False
         self.calls: list[Call] = []
 
+    @classmethod
+    def heuristic(cls) -> ScriptedModel:
+        """Return a model that decides and answers by the words that texts share (`by_words`).
+
+        Good enough for a bot's tests: a changed home is an UPDATE, "no longer" a DELETE, an answer is the
+        newest memory that shares the most words with the question.
+        """
+        return cls(by_words)
+
     @property
     def id(self) -> str:
         """A name that says it is a double."""
@@ -144,8 +153,7 @@ class ScriptedModel:
 
     def _complete(self, prompt: Prompt, role: Role) -> Completion:
         text = self._text(prompt, role)
-        finished = len(text.split()) <= prompt.max_tokens
-        if not finished:
+        if not (finished := len(text.split()) <= prompt.max_tokens):
             text = "".join(re.findall(r"\s*\S+", text)[: prompt.max_tokens])
         fixed = len(prompt.fixed.split())
         cached = fixed if (role, prompt.fixed) in self._seen else 0
@@ -171,6 +179,98 @@ class ScriptedModel:
     def close(self) -> None:
         """Refuse further prompts."""
         self._closed = True
+
+
+_LISTED = re.compile(r"^(?:(\d+)\.|-) (\[[^\]]*\]) ([^:\n]*): (.*)$", re.MULTILINE)
+_QUESTION = re.compile(r"^Question[^:\n]*: (.*)$", re.MULTILINE)
+_ENDED = re.compile(r"\b(no longer|any ?more|stopped|gave up|quit|sold|broke up|cancelled)\b", re.IGNORECASE)
+_HOME = {"mov": "liv", "relocat": "liv"}
+"""Stems that tell of the same thing."""
+_ONE_VALUE_WORDS = "live work job name called number email birthday age favourite favorite"
+_ONE_VALUE = frozenset(map(stem, _ONE_VALUE_WORDS.split()))
+"""Of these a person (or a person's cat) has one at a time, so that a new one replaces the old."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One line of a prompt's list."""
+
+    place: int
+    date: str
+    speaker: str
+    text: str
+
+    @property
+    def stems(self) -> list[str]:
+        return [_HOME.get(w, w) for w in words(re.sub(r"\[[^\]]*\]", " ", self.text))]
+
+
+def _listed(body: str) -> tuple[list[_Said], list[_Said]]:
+    """Read a prompt's lists back: (memories, facts)."""
+    found = [_Said(int(n or 0), date, speaker, text) for n, date, speaker, text in _LISTED.findall(body)]
+    return [said for said in found if said.place], [said for said in found if not said.place]
+
+
+def by_words(prompt: Prompt, role: Role) -> str:
+    """Reply to a Manager's, Answer Agent's or extraction prompt by word overlap; see `ScriptedModel.heuristic`."""
+    if role is Role.BASE:
+        return _extracted(prompt.body)
+    memories, facts = _listed(prompt.body)
+    if role is Role.ANSWER:
+        selection_only = prompt.grammar is not None and "text ::=" not in prompt.grammar
+        return _answered(prompt.body, memories, selection_only)
+    lines, touched = [], set[int]()
+    for fact in facts:
+        line, place = _managed(fact, [m for m in memories if m.place not in touched])
+        touched.add(place)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _managed(fact: _Said, memories: Sequence[_Said]) -> tuple[str, int]:
+    """Decide on one fact; returns (line, the memory it names or 0)."""
+    for memory in reversed(memories):
+        if memory.speaker != fact.speaker:
+            continue
+        new, old = set(fact.stems), set(memory.stems)
+        if new <= old:
+            return "NOOP", 0
+        if _ENDED.search(fact.text) and 2 * len(new & old) >= len(old):
+            return f"DELETE {memory.place}", memory.place
+        if (subject := _subject(fact)) is not None and subject == _subject(memory):
+            return f"UPDATE {memory.place}", memory.place
+    return "ADD", 0
+
+
+def _subject(said: _Said) -> tuple[str, ...] | None:
+    """Return the stems up to the first that has one value ("my cat is called": cat, call), or None."""
+    stems = said.stems
+    at = next((n for n, word in enumerate(stems) if word in _ONE_VALUE), None)
+    return None if at is None else tuple(stems[: at + 1])
+
+
+def _answered(body: str, memories: Sequence[_Said], selection_only: bool) -> str:
+    """Answer with the newest of the memories that share the most words with the question."""
+    question = (_QUESTION.findall(body) or [""])[-1]
+    asked = {_HOME.get(w, w) for w in words(question)}
+    shared = [len(asked & set(m.stems)) + 0.5 * (stem(m.speaker) in asked) for m in memories]
+    best = max(shared, default=0.0)
+    if best < 1:
+        return " none"
+    used = [m for m, score in zip(memories, shared, strict=True) if score == best][-8:]
+    places = " ".join(str(m.place) for m in used)
+    if selection_only:
+        return f" {places} ->"
+    dates = re.findall(r"\[([^\]]*)\]", used[-1].text) or [used[-1].date.strip("[]")]
+    return f" {places} -> {dates[-1] if question.lower().startswith('when') else used[-1].text}"
+
+
+def _extracted(body: str) -> str:
+    """Write the sentences of a conversation's last message that are no questions, as dashed facts."""
+    spoken = [line for line in body.splitlines() if ": " in line]
+    speaker, _, text = (spoken[-1] if spoken else ": ").partition(": ")
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+", text) if part and not part.endswith("?")]
+    return "\n".join(f"- {speaker}: {part}" for part in sentences if len(words(part)) > 1) or "none"
 
 
 _CHAT_TEMPLATE = (
