@@ -119,11 +119,12 @@ class LlamaCppEngine:
         self._base = base.stem
         self._kind = kind
         self._key = secrets.token_urlsafe()
-        self._server: Any = _start(self._params(_weights(base, folder, kind), files, slots))
+        weights = _weights(base, folder, kind)
+        self._server: Any = _start(self._params(weights, files, slots))
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="memr1-llamacpp")
         self._slots = _Slots(slots)
         self._tokens: dict[tuple[str, bool, bool], list[int]] = {}
-        self._template = self._read_template()
+        self._template = self._read_template() if _has_template(weights) else ("", "")
 
     @property
     def id(self) -> str:
@@ -327,6 +328,13 @@ def _weights(base: Path, folder: Path, kind: str | None) -> Path:
         return requantised(base, folder, kind=kind)
     open_gguf(base)
     return base
+
+
+def _has_template(weights: Path) -> bool:
+    """False for a base model: llama.cpp would make up a template for it, transformers would not."""
+    from memr1_plugin.agents.gguf_base import open_gguf
+
+    return open_gguf(weights).get_field("tokenizer.chat_template") is not None
 
 
 def _lora_file(lora: Path, base: Path, folder: Path) -> Path:
