@@ -38,7 +38,6 @@ def exact(bank: Bank, scope: Scope, vector: Vectors, k: int) -> list[float]:
 def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make 40 vectors a large scope, so that the inverted file and its rebuilds are seen in a test."""
     monkeypatch.setattr(vectors_module, "FLAT_MAX", 40)
-    monkeypatch.setattr(vectors_module, "PROBES", 2)
 
 
 def test_an_index_is_what_a_rebuild_of_it_is(bank: Bank) -> None:

@@ -203,6 +203,15 @@ def _check_operation(operation: Operation, what: str) -> None:
         aware(operation.fact.at)
 
 
+def texts(scope: Scope, operations: Sequence[Operation], now: datetime) -> list[str]:
+    """Return the texts that these operations will want vectors of, as far as can be told before the write."""
+    found: list[str] = []
+    for operation in operations:
+        if operation.kind is OperationKind.ADD or (operation.kind is OperationKind.UPDATE and operation.fact):
+            found += Embedded.texts_of(new_item(scope, operation, "", None, now))
+    return found
+
+
 def lost(operation: Operation, turns: Sequence[Turn], won: Sequence[Turn]) -> bool:
     """True if the operation belongs to one of `turns` that somebody else managed first."""
     turn_id = operation.fact.turn_id if operation.fact else ""

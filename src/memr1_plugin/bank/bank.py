@@ -6,7 +6,6 @@ operations are right (`agents`), how the two searches are fused (`retrieval`). T
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -16,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from memr1_plugin.bank import applying, journal, portability, reading, upkeep
+from memr1_plugin.bank import applying, feedback, journal, portability, reading, upkeep
 from memr1_plugin.bank.applying import Writing
 from memr1_plugin.bank.embedded import Embedded, Unembedded
 from memr1_plugin.bank.forgetting import Forgotten, forget_item, forget_scope, wipe, wipe_pending
@@ -29,7 +28,7 @@ from memr1_plugin.bank.text_index import View
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import InputError
 from memr1_plugin.operations import Rejection
-from memr1_plugin.types import Answer, Change, MemoryItem, Operation, OperationKind, Scope, Turn, aware
+from memr1_plugin.types import Answer, Change, MemoryItem, Operation, Scope, Turn, aware
 
 __all__ = ["Bank", "BankStats", "Forgotten"]
 
@@ -171,7 +170,7 @@ class Bank:
             made = [applying.apply_one(writing, op, who, default, expires_at, embedded) for op, who in mine]
             return [change for change in made if change is not None]
 
-        return self._write(scope, write, self._texts(scope, operations))
+        return self._write(scope, write, applying.texts(scope, operations, aware(None)))
 
     def undo(self, scope: Scope, change_id: int) -> Change:
         """Take one change back: itself a change, and undoing that does the first one again.
@@ -246,15 +245,6 @@ class Bank:
             with self._store.reading() as connection:
                 index.catch_up(connection)
             self._indexes.weigh(index)
-
-    def _texts(self, scope: Scope, operations: Sequence[Operation]) -> list[str]:
-        """Return the texts that these operations will want vectors of, as far as can be told before the write."""
-        texts: list[str] = []
-        now = aware(None)
-        for operation in operations:
-            if operation.kind is OperationKind.ADD or (operation.kind is OperationKind.UPDATE and operation.fact):
-                texts += Embedded.texts_of(applying.new_item(scope, operation, "", None, now))
-        return texts
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -344,22 +334,13 @@ class Bank:
 
     def add_feedback(self, answer: Answer, correct: str) -> None:
         """Keep what the right answer would have been, with the memories that were shown."""
-        row = (dump(answer.to_json(), "the answer"), correct, aware(None).isoformat())
         with self._store.writing() as connection:
-            scope_id = scope_row_or_new(connection, answer.scope)
-            connection.execute(
-                "INSERT INTO feedback (scope_id, answer, correct, at) VALUES (?, ?, ?, ?)", (scope_id, *row)
-            )
+            feedback.add(connection, answer, correct)
 
     def feedback(self, scope: Scope | None = None) -> list[tuple[Answer, str]]:
         """Return answers with their corrections, oldest first."""
         with self._store.reading() as connection:
-            rows = connection.execute(
-                "SELECT f.answer, f.correct FROM feedback f JOIN scopes s ON s.id = f.scope_id "
-                "WHERE ? IS NULL OR s.key = ? ORDER BY f.id",
-                (scope and 1, scope and scope.key),
-            ).fetchall()
-        return [(Answer.from_json(json.loads(answer)), correct) for answer, correct in rows]
+            return feedback.read(connection, scope)
 
     # -- moving and mending ----------------------------------------------------------------------------
 
@@ -378,10 +359,7 @@ class Bank:
             yield from (list(rows) if self._store.memory else rows)
 
     def import_(self, rows: Iterable[Mapping[str, Any]], *, scope: Scope | None = None) -> int:
-        """Take in rows that `export` yielded, all or none; return how many were new.
-
-        Args:
-            scope: put everything into this scope instead of the rows' own.
+        """Take in rows that `export` yielded, all or none, into `scope` or their own; return how many were new.
 
         Raises:
             DataError: a row cannot be used; it names the row, and nothing was imported.
@@ -400,7 +378,7 @@ class Bank:
             return upkeep.check(connection, self.embedder)
 
     def reembed(self, embedder: Embedder, *, batch: int = 256) -> int:
-        """Embed every item again, with another embedder; return how many. Readers go on meanwhile."""
+        """Embed every item again, with another embedder; return how many."""
         n = upkeep.reembed(self._store, embedder, batch)
         self._indexes.drop()
         self._use(embedder)

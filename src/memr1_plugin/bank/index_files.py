@@ -13,10 +13,12 @@ import os
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memr1_plugin.bank.vectors import VIEWS, ScopeVectors, faiss
 from memr1_plugin.errors import BankError
@@ -71,7 +73,7 @@ class IndexFiles:
         """Read a scope's file; None, and the file gone, if there is none that is whole and of this bank."""
         path = self.path(scope_id)
         try:
-            return self._parse(path.read_bytes())
+            return self._parse(np.fromfile(path, np.uint8))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, struct.error) as error:
@@ -106,23 +108,22 @@ class IndexFiles:
         ).encode()
         return [MAGIC, struct.pack("<I", len(header)), header, *(a.tobytes() for a in arrays)]
 
-    def _parse(self, data: bytes) -> SavedIndex:
-        body, digest = data[:-_DIGEST], data[-_DIGEST:]
-        if not data.startswith(MAGIC) or hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+    def _parse(self, data: NDArray[np.uint8]) -> SavedIndex:
+        # Views into one array throughout: a large scope's file has hundreds of megabytes.
+        body, digest = data[:-_DIGEST], data[-_DIGEST:].tobytes()
+        if body[: len(MAGIC)].tobytes() != MAGIC or hashlib.blake2b(body.data, digest_size=_DIGEST).digest() != digest:
             raise ValueError("torn, or not an index file")
         at = len(MAGIC) + 4
-        size = struct.unpack("<I", body[len(MAGIC) : at])[0]
-        header: dict[str, Any] = json.loads(body[at : at + size])
+        size = struct.unpack("<I", body[len(MAGIC) : at].tobytes())[0]
+        header: dict[str, Any] = json.loads(body[at : at + size].tobytes())
         if {key: header[key] for key in self._origin} != self._origin:
             raise ValueError("it belongs to another bank or embedder")
-        at, parts = at + size, []
-        for length in header["sizes"]:
-            parts.append(np.frombuffer(body, np.uint8, length, at))
-            at += length
-        ids = parts[0].view(np.int64).copy()
-        live = np.unpackbits(parts[1], count=header["places"]).astype(np.bool_)
-        indexes = {view: faiss().deserialize_index(part.copy()) for view, part in zip(VIEWS, parts[2:], strict=True)}
-        return SavedIndex(header["version"], header["epoch"], ScopeVectors.restored(indexes, ids, live))
+        ends = np.cumsum([at + size, *header["sizes"]]).tolist()
+        ids, live, *indexes = (body[start:end] for start, end in pairwise(ends))
+        wrapped = {view: faiss().deserialize_index(part) for view, part in zip(VIEWS, indexes, strict=True)}
+        kept = np.unpackbits(live, count=header["places"]).astype(np.bool_)
+        vectors = ScopeVectors.restored(wrapped, np.frombuffer(ids.tobytes(), np.int64).copy(), kept)
+        return SavedIndex(header["version"], header["epoch"], vectors)
 
 
 def _drop(path: Path) -> None:
