@@ -38,6 +38,7 @@ from memr1_plugin.types import Operation, OperationKind, Scope, Turn
 KS = (5, 10, 20, 30, 60)
 TARGETS = {10: 0.75, 30: 0.85}
 CHOSEN_ON = ("conv-26", "conv-30")
+BATCH = 256
 Search = Callable[[str, Scope], list[int]]
 """A question in a scope to item ids, best first."""
 
@@ -79,15 +80,20 @@ class CachedEmbedder:
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), dim) unit vectors."""
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
-        if new:
-            self._known.update(zip(new, self._inner.embed(list(new.values())), strict=True))
+        new = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in self._known]
+        for start in range(0, len(new), BATCH):  # saved as it goes: a slow machine may be interrupted
+            batch = new[start : start + BATCH]
+            vectors = self._inner.embed([text for _, text in batch])
+            self._known.update((key, vector) for (key, _), vector in zip(batch, vectors, strict=True))
+            if len(self._known) >= self._saved + BATCH:
+                self.save()
         return np.stack([self._known[key] for key in keys])
 
     def save(self) -> None:
         """Write what is new."""
         if len(self._known) > self._saved:
             np.savez(self._path, keys=np.array(list(self._known)), vectors=np.stack(list(self._known.values())))
+            self._saved = len(self._known)
 
 
 def fill(bank: Bank, conversation: Conversation) -> None:
