@@ -1,15 +1,15 @@
 """A memory task small enough to learn in seconds: keep what answers a question, leave out what would mislead.
 
-Real bank, retrieval, prompts, operation language and trainers; a random two-layer model, warmed up until it writes ADD or
-NOOP at random. The frozen Answer Agent answers from the latest memory that shares a word with the question, so a wrongly
-added memory misleads it and a missing one silences it: adding at random is worth 0.5, deciding rightly 1.
+Real bank, retrieval, prompts, operation language and trainers; a random two-layer model, warmed up until it writes ADD
+or NOOP at random. The frozen Answer Agent answers from the latest memory that shares a word with the question, so a
+wrongly added memory misleads it and a missing one silences it: adding at random is worth 0.5, deciding rightly 1.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -167,7 +167,10 @@ def warm_model(folder: Path, seed: int, prompts: Sequence[Prompt]) -> Path:
     return _WARM[seed]
 
 
-def toy(folder: Path, seed: int, *, frozen_lora: Path | None = None) -> Toy:
+WEIGHTS = {**PAPER_WEIGHTS, "format_validity": 0.2}
+
+
+def toy(folder: Path, seed: int, *, frozen_lora: Path | None = None, weights: Mapping[str, float] = WEIGHTS) -> Toy:
     """Set the task up; `frozen_lora` puts the Answer Agent on the shared base instead of in a script."""
     embedder = HashEmbedder()
     turns = episodes(cat_bank(embedder))
@@ -179,7 +182,7 @@ def toy(folder: Path, seed: int, *, frozen_lora: Path | None = None) -> Toy:
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     model, shared = share(base, tokenizer, Role.MANAGER, start=lora, frozen=frozen_lora)
     engine: Any = TwoEngines(shared, script) if frozen_lora is None else shared
-    environment = ManagerEnvironment(turns, engine, embedder, weights={**PAPER_WEIGHTS, "format_validity": 0.2})
+    environment = ManagerEnvironment(turns, engine, embedder, weights=weights)
     return Toy(folder, model, tokenizer, environment, shared, script)
 
 
@@ -189,7 +192,7 @@ def config(folder: Path, kind: type[GRPOConfig] = GRPOConfig, **values: Any) -> 
         "learning_rate": 5e-3,
         "per_device_train_batch_size": 32,
         "num_generations": 8,
-        "max_steps": 30,
+        "max_steps": 24,
         "max_completion_length": 4,
         "save_strategy": "no",
         "disable_tqdm": True,

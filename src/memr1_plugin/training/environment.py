@@ -209,6 +209,11 @@ class ManagerEnvironment:
     ) -> None:
         self.episodes, self.engine, self.embedder = episodes, engine, embedder
         self.settings = settings or Settings()
+        if silent := [e.id for e in episodes if not e.questions]:
+            raise DataError(
+                f"{len(silent)} episodes have no questions ({silent[0]!r} is the first), so nothing rewards what is "
+                "done there. Leave them out, or learn them by SFT."
+            )
         lacking = [e.id for e in episodes if not any(q.evidence for q in e.questions)]
         self.parts = _parts(self.parts, weights, lacking)
         self.weights = {name: weights.get(name, 0.0) for name in self.parts}

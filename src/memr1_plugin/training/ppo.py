@@ -96,7 +96,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """Return ``1 - Var(R - V) / Var(R)`` over tokens: 1 for a perfect critic, 0 for a constant one, below for worse."""
-    kept_values, kept_returns = values[mask.bool()], returns[mask.bool()]
+    kept_values, kept_returns = values.detach()[mask.bool()], returns[mask.bool()]
     spread = kept_returns.var(unbiased=False)
     if kept_returns.numel() < 2 or spread < 1e-12:
         return float("nan")  # nothing to explain; the trainer leaves NaN out of its means

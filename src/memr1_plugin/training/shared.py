@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from memr1_plugin import prompts
-from memr1_plugin.agents import answerer, manager
+from memr1_plugin.agents import answerer, manager, tokens
+from memr1_plugin.agents.decoding import Decoder
 from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
 from memr1_plugin.errors import InputError, MissingExtraError, ModelError
 
 try:
-    import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 except ImportError as error:
@@ -63,7 +63,7 @@ def share(
 
 
 class SharedBase:
-    """Serves each role with its adapter of a model in training. Greedy; order is kept; thread-safe."""
+    """Serves each role with its adapter of a model in training, decoding as `agents.local` does. Thread-safe."""
 
     def __init__(
         self,
@@ -73,9 +73,12 @@ class SharedBase:
         *,
         batch_size: int = 16,
     ) -> None:
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.model, self.batch_size = model, batch_size
         self._adapters = dict(adapters)
         self._lock = threading.RLock()
+        # What the policy computed for a prompt's beginning is stale after the next step: only the others keep it.
+        self._moving = _LiveDecoder(model, tokenizer, self._adapters, reuse_prefix=False)
+        self._still = _LiveDecoder(model, tokenizer, self._adapters, reuse_prefix=True)
 
     @property
     def id(self) -> str:
@@ -90,44 +93,42 @@ class SharedBase:
         return LoraInfo(self._adapters[role], prompts.load(template).hash)
 
     def complete(self, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
-        """Complete each prompt greedily, similar lengths together."""
-        ids = [encode(self.tokenizer, prompt) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda n: len(ids[n]))
+        """Complete each prompt greedily, prompts that begin alike and are similarly long together; order is kept."""
+        order = sorted(range(len(prompts)), key=lambda n: (prompts[n].chat, prompts[n].fixed, len(prompts[n].body)))
+        decoder = self._moving if self._adapters.get(role) == POLICY else self._still
         done: dict[int, Completion] = {}
-        with self._lock, self._speaking_as(role):
+        with self._lock, _evaluating(self.model):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                done.update(zip(batch, self._generate([ids[n] for n in batch], prompts[batch[0]]), strict=True))
+                done.update(zip(batch, decoder.complete([prompts[n] for n in batch], role), strict=True))
         return [done[n] for n in range(len(prompts))]
-
-    @contextmanager
-    def _speaking_as(self, role: Role) -> Iterator[None]:
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), using_adapter(self.model, self._adapters.get(role)):
-                yield
-        finally:
-            self.model.train(training)
-
-    def _generate(self, ids: Sequence[list[int]], prompt: Prompt) -> list[Completion]:
-        pad, width = self.tokenizer.pad_token_id, max(map(len, ids))
-        device = self.model.device
-        tokens = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        out = self.model.generate(  # type: ignore[no-untyped-call]
-            input_ids=tokens, attention_mask=mask, max_new_tokens=prompt.max_tokens, do_sample=False, pad_token_id=pad
-        )
-        return [self._completion(row, new) for row, new in zip(ids, out[:, width:].tolist(), strict=True)]
-
-    def _completion(self, ids: list[int], new: list[int]) -> Completion:
-        ends = [n for n, token in enumerate(new) if token == self.tokenizer.eos_token_id]
-        kept = new[: ends[0]] if ends else new
-        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
-        return Completion(text, len(ids), 0, len(kept), finished=bool(ends))
 
     def close(self) -> None:
         """Nothing to release: the trainer owns the model."""
+
+
+class _LiveDecoder(Decoder):
+    """Serving's decoder, with the trainer's names for adapters."""
+
+    def __init__(self, model: Any, tokenizer: Any, adapters: Mapping[Role, str], *, reuse_prefix: bool) -> None:
+        super().__init__(model, tokenizer, reuse_prefix=reuse_prefix)
+        self._adapters = adapters
+
+    @contextmanager
+    def _speaking_as(self, role: Role) -> Iterator[str]:
+        name = self._adapters.get(role)
+        with using_adapter(self.model, name):
+            yield name or ""
+
+
+@contextmanager
+def _evaluating(model: PeftModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @contextmanager
@@ -149,11 +150,5 @@ def using_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt as serving computes them: its two parts apart, then joined."""
-    fixed, body = prompt.fixed, prompt.body
-    if prompt.chat:
-        message = [{"role": "user", "content": fixed + body}]
-        whole = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-        at = whole.index(fixed) + len(fixed)
-        fixed, body = whole[:at], whole[at:]
-    ids: Any = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (fixed, body) if part]
-    return [token for part in ids for token in part]
+    fixed, body = tokens.encode(tokenizer, prompt)
+    return [*fixed, *body]
