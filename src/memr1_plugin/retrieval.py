@@ -43,7 +43,9 @@ DATE_BONUS = 0.1
 """For what was said in, or speaks of, the month that the question names; twice that for the day."""
 FLOOR_ONE, FLOOR_GROWTH = 0.18, 0.042
 """With n candidates the best of them must reach FLOOR_ONE + FLOOR_GROWTH * ln(n), or nothing was found: the best of
-many unrelated memories looks more related than the best of few."""
+many unrelated memories looks more related than the best of few. Calibrated with MiniLM between two kinds of question:
+of LoCoMo's 582, 0.3 % find nothing by it, of unrelated ones ("What is the capital of France?") 94 %. Another embedder
+with other cosines wants `settings.floor`."""
 WEIGHED = 20
 """How many of the first candidates are weighed against that floor."""
 CACHED_QUERIES = 512
