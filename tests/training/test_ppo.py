@@ -164,7 +164,7 @@ def test_the_critic_comes_to_explain_the_returns(tmp_path: Path) -> None:
     n_tokens = found["completion_ids"].size(1)
     with torch.no_grad(), trainer._keeping_hidden() as hidden:
         trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, n_tokens)
-    for _ in range(100):
+    for _ in range(400):
         trainer._learn_values(hidden, found)
     values = trainer._values(hidden, n_tokens)
     assert trainer._metrics["train"]["value/explained_variance"] == pytest.approx([0.0], abs=0.05)
