@@ -19,10 +19,12 @@ class Settings:
     """Memories shown to the Answer Agent. The paper shows 60; a small model reads 10 better and faster."""
     per_speaker: int | None = None
     """At most this many candidates of one speaker (the paper: 30); None: no quota."""
-    related: int = 4
-    """Memories shown to the Manager beside a turn's facts, per fact. Fewer tokens, fewer seconds."""
-    related_floor: float = 0.35
-    """Relevance below which a memory is unrelated to a fact; a fact with nothing related is an ADD."""
+    related: int = 5
+    """Memories shown to the Manager per fact. On synthetic dialogues the memory to update is among the first 5
+    in 26 of 28 cases (among the first 3: 23)."""
+    related_floor: float = 0.4
+    """Relevance below which a memory is unrelated to a fact; a fact with nothing related is an ADD. At 0.4 a
+    quarter of the plain facts need no model, and 2 of 28 memories to update are missed (0.5: 57 %, 7 of 28)."""
     floor: float | None = None
     """Relevance below which a question retrieves nothing; None: the retriever's calibrated value."""
     certain: bool = True
