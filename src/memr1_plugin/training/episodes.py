@@ -160,6 +160,20 @@ class CachedEmbedder:
         return np.stack([self._known[t] for t in texts]) if texts else np.zeros((0, self.dim), dtype=np.float32)
 
 
+def prepared(conversation: Conversation, embedder: Embedder, extractor: Extractor | None = None) -> CachedEmbedder:
+    """An embedder that has seen the conversation: batches of similar lengths cost a fraction of one text at a time."""
+    cached, extract = CachedEmbedder(embedder), (extractor or VerbatimExtractor()).extract
+    before: dict[str, Turn] = {}
+    texts = [question.text for question in conversation.questions]
+    for turn in conversation.turns:
+        for fact in extract(turn, before.get(turn.session)):
+            own = f"{fact.speaker}: {fact.text}"
+            texts += [own, f"{fact.context} {own}"] if fact.context else [own]
+        before[turn.session] = turn
+    cached.embed(sorted(texts, key=len))
+    return cached
+
+
 class Replay:
     """A bank that a conversation is told to, turn by turn, as serving would."""
 
@@ -233,7 +247,7 @@ def answer_episodes(
     """Tell the whole conversation to a bank, then retrieve for each question."""
     if not conversation.turns:
         raise DataError(f"conversation {conversation.id!r} has no turns; there is nothing to answer from.")
-    replay = Replay(embedder, manager=manager, settings=settings)
+    replay = Replay(prepared(conversation, embedder), manager=manager, settings=settings)
     with replay.bank:
         for turn in conversation.turns:
             replay.tell(turn)
@@ -262,7 +276,7 @@ def manager_episodes(
         window: turns before the one in question that the bank holds; None: all of them.
         keep_banks: let the episodes open their banks (RL needs them; each is copied when its turn comes).
     """
-    replay = Replay(embedder, manager=manager, settings=settings)
+    replay = Replay(prepared(conversation, embedder), manager=manager, settings=settings)
     with replay.bank:
         order = {turn.id: n for n, turn in enumerate(conversation.turns)}
         complete: dict[int, list[Linked]] = {}

@@ -105,26 +105,42 @@ class _World:
     used: set[tuple[str, str]] = field(default_factory=set)
     """Values already used in the conversation, by slot, so that a question points at one telling."""
     session: int = 0
+    changing: float = 0.22
     at: datetime = datetime(2023, 1, 1, tzinfo=timezone.utc)
 
 
-def conversations(seed: int, count: int, *, sessions: tuple[int, int] = (5, 10)) -> Iterator[Synthetic]:
-    """Yield `count` conversations; conversation n of a seed is the same whatever `count` is."""
+def conversations(
+    seed: int, count: int, *, sessions: tuple[int, int] = (5, 10), changing: float = 0.22
+) -> Iterator[Synthetic]:
+    """Yield `count` conversations; conversation n of a seed is the same whatever `count` is.
+
+    `changing` is the share of tellings that replace or withdraw an earlier one, where there is one to change.
+    """
     if count < 0:
         raise InputError(f"count is {count}; expected 0 or more conversations.")
     for n in range(count):
-        yield conversation(seed * 100_003 + n, sessions=sessions)
+        yield conversation(seed * 100_003 + n, sessions=sessions, changing=changing)
 
 
-def conversation(seed: int, *, sessions: tuple[int, int] = (5, 10)) -> Synthetic:
+def conversation(seed: int, *, sessions: tuple[int, int] = (5, 10), changing: float = 0.22) -> Synthetic:
     """Build one conversation, with between `sessions` sessions, from its seed alone."""
     world = _new_world(seed)
+    world.changing = changing
     for _ in range(world.rng.randint(*sessions)):
         _session(world)
     asked = world.at + timedelta(days=world.rng.randint(1, 20))
     questions = tuple(_questions(world, asked, f"s{seed}"))
     speakers = (world.people[0].name, world.people[1].name)
     return Synthetic(Conversation(f"synthetic-{seed}", speakers, tuple(world.turns), questions), world.gold)
+
+
+def names(seed: int, count: int) -> Iterator[Person]:
+    """Yield `count` invented people."""
+    faker, rng = Faker("en_US"), random.Random(seed)
+    faker.seed_instance(seed)
+    for _ in range(count):
+        sex = rng.choice("fm")
+        yield Person(faker.first_name_female() if sex == "f" else faker.first_name_male(), sex)
 
 
 def _new_world(seed: int) -> _World:
@@ -184,7 +200,7 @@ def _block(world: _World, who: int) -> None:
     rng, person = world.rng, world.people[who]
     mine = [t for t in world.told if t.who == person and not t.stale and t.mark != "x"]
     changing = [t for t in mine if t.topic.said["U"] or t.topic.said["X"]]
-    if changing and rng.random() < 0.22:
+    if changing and rng.random() < world.changing:
         return _change(world, who, rng.choice(changing))
     if mine and rng.random() < 0.06:
         return _repeat(world, who, rng.choice(mine))
@@ -224,7 +240,7 @@ def _tell(world: _World, who: int, topic: Topic, values: dict[str, str] | None =
 def _reply_first(topic: Topic) -> bool:
     """True when the other person's line is a question or remark that the telling replies to."""
     line = topic.said["R"][0]
-    return line.endswith("?") or topic.name in ("t8", "t28")
+    return line.endswith("?") or topic.name in ("t8", "t28", "y14")
 
 
 def _change(world: _World, who: int, old: Telling) -> None:
@@ -278,7 +294,7 @@ def _values(world: _World, who: int, *, distinct: bool = False) -> dict[str, str
         picked = rng.sample(fresh, 2) if len(fresh) > 1 else rng.sample(options, 2)
         found[name], found[name + "2"] = picked
     found |= {"S": person.name, "O": other.name, "name3": rng.choice(world.names)}
-    found |= {**PRONOUNS[person.sex], "his2": PRONOUNS[other.sex]["his"]}
+    found |= {**PRONOUNS[person.sex], "his2": PRONOUNS[other.sex]["his"], "him2": PRONOUNS[other.sex]["him"]}
     found |= {"past": rng.choice(PAST), "fut": rng.choice(FUTURE), "now": "today", "month": "recently"}
     found["fut_g"] = _gold_date(found["fut"], world.at).lower()
     year = world.at.year
@@ -338,7 +354,7 @@ def _about_one(world: _World, told: Telling) -> list[Question]:
     for ask in told.topic.asks:
         if ask.kind not in "?I" or not _fits(ask, told):
             continue
-        if ask.kind == "?" and told.stale and ask.of != "u" and not _is_when(ask):
+        if told.stale and not _is_when(ask):
             continue
         options = [q for q in ask.questions if len(same) < 2 or told.topic.exclusive or slots(q) - _PEOPLE]
         if not options:
@@ -349,11 +365,13 @@ def _about_one(world: _World, told: Telling) -> list[Question]:
         text = fill(world.rng.choice(options), told.golds, world.rng)
         category = "3" if ask.kind == "I" else "2" if _is_when(ask) else "4"
         evidence = (told.turn_id,) if not _is_reply(ask, told) else (told.replied,)
+        if "both" in text and told.replied:
+            evidence = (told.turn_id, told.replied)
         found.append(Question("", text, fill(gold, told.golds, world.rng), category, evidence))
     return found
 
 
-_PEOPLE = {"s", "o", "he", "his", "him", "himself", "his2"}
+_PEOPLE = {"s", "o", "he", "his", "him", "himself", "his2", "him2"}
 _ALWAYS = {"now", "month", "he", "his", "s", "o", "companion"}
 
 

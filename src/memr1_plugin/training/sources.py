@@ -1,0 +1,214 @@
+"""Where supervised examples come from: synthetic conversations, LongMemEval evidence among chatter, one's own files.
+
+Each source yields groups of examples that begin alike (`sft.pack`). The mix and its size are a recipe's (`recipe`);
+prompts and retrieval are the serving code's (`episodes`). Licences: synthetic text is this project's, LongMemEval
+(Wu et al., ICLR 2025) and chitchat-dataset are MIT.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+from memr1_plugin.embedding import Embedder
+from memr1_plugin.errors import DataError, MissingExtraError
+from memr1_plugin.evaluation.datasets import Conversation, Question, load
+from memr1_plugin.training import synthetic
+from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, grouped, manager_examples
+from memr1_plugin.training.sft import Example
+from memr1_plugin.types import OperationKind, Turn
+
+CHATTER_WORDS = (12, 45)
+"""Length of the chatter turns that are mixed in: shorter ones say nothing, longer ones are pasted."""
+MAX_ANSWER_WORDS = 10
+COVERED = 0.6
+"""Share of an answer's words that its evidence must hold: a small model learns to read, not to reckon."""
+_RECKONING = re.compile(
+    r"how many (?:days|weeks|months|years) (?:ago|passed|between|before|after|had|have|did)|total|average|percent"
+    r"|how much more|older",
+    re.IGNORECASE,
+)
+_VERBS = {"do": "does", "have": "has", "am": "is"}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a source to take."""
+
+    seed: int
+    conversations: int
+    groups: int
+    """Groups per conversation."""
+
+
+def chatter(limit: int = 6_000, seed: int = 0) -> list[str]:
+    """Real small talk from the package chitchat-dataset: lines of `CHATTER_WORDS` words, no addresses."""
+    try:
+        from chitchat_dataset import Dataset  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise MissingExtraError(
+            "chitchat-dataset is not installed, and this recipe mixes it in. Run: pip install chitchat-dataset"
+        ) from error
+    lines = (" ".join(part["text"] for part in m) for c in Dataset().values() for m in c["messages"])
+    low, high = CHATTER_WORDS
+    kept = [s for s in lines if low <= len(s.split()) <= high and re.fullmatch(r"[ -?A-~]+", s) and "http" not in s]
+    random.Random(seed).shuffle(kept)
+    return kept[:limit]
+
+
+def interrupted(conversation: Conversation, lines: Sequence[str], rng: random.Random, count: int) -> Conversation:
+    """Put `count` lines of chatter between the turns of `conversation`."""
+    turns = list(conversation.turns)
+    for n in range(count):
+        at = rng.randrange(len(turns))
+        near = turns[at]
+        speaker = rng.choice(conversation.speakers)
+        turns.insert(at + 1, Turn(rng.choice(lines), speaker, near.scope, near.at, f"chat{n}", session=near.session))
+    return replace(conversation, turns=tuple(turns))
+
+
+def synthetic_groups(amount: Amount, embedder: Embedder, lines: Sequence[str] = ()) -> Iterator[list[Example]]:
+    """Answer examples from synthetic conversations, six in ten of them interrupted by chatter."""
+    rng = random.Random(amount.seed)
+    for one in synthetic.conversations(amount.seed, amount.conversations):
+        told = one.conversation
+        if lines and rng.random() < 0.6:
+            told = interrupted(told, lines, rng, len(told.turns) // 8)
+        yield from grouped(answer_episodes(told, embedder), rng, groups=amount.groups)
+
+
+def file_groups(path: str | Path, groups: int, embedder: Embedder, seed: int = 0) -> Iterator[list[Example]]:
+    """Answer examples from one's own conversations with questions, in any format that `datasets.load` reads."""
+    rng = random.Random(seed)
+    for conversation in load(path):
+        if conversation.questions:
+            yield from grouped(answer_episodes(conversation, embedder), rng, groups=groups)
+
+
+def operation_groups(amount: Amount, embedder: Embedder, *, noop_share: float = 0.35) -> list[list[Example]]:
+    """Manager examples from synthetic conversations, NOOPs thinned so that they do not drown the rest."""
+    rng = random.Random(amount.seed)
+    told = synthetic.conversations(amount.seed, amount.conversations)
+    kept = [
+        example
+        for kind, example in manager_examples(told, embedder)
+        if kind is not OperationKind.NOOP or rng.random() < noop_share
+    ]
+    rng.shuffle(kept)
+    return [[example] for example in kept]
+
+
+# ── LongMemEval ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def longmemeval_groups(
+    path: str | Path, embedder: Embedder, lines: Sequence[str], *, rounds: int = 2, seed: int = 0
+) -> Iterator[list[Example]]:
+    """Answer examples from LongMemEval's evidence: three users' worth told as one, among chatter.
+
+    Questions in the first person are put in the third ("Where did Ana redeem ..."), except one group in four.
+    """
+    rng = random.Random(seed)
+    readable = [c for c in load(path) if _is_readable(c)]
+    if not readable:
+        raise DataError(f"{path} has no question that a reader can answer from its evidence; is it LongMemEval?")
+    names = synthetic.names(seed, 2 * rounds * len(readable))
+    for _ in range(rounds):
+        rng.shuffle(readable)
+        for start in range(0, len(readable), 3):
+            person, other = next(names), next(names)
+            told = _merged(readable[start : start + 3], person, other, rng, lines)
+            yield from _asked_together(answer_episodes(told, embedder), rng)
+
+
+def _is_readable(conversation: Conversation) -> bool:
+    """True if the question asks for something the user said, in few words, and not for a sum."""
+    [question] = conversation.questions
+    if question.category in ("single-session-preference", "single-session-assistant"):
+        return False
+    if question.unanswerable:
+        return True
+    said = " ".join(t.text for t in conversation.turns if t.id in question.evidence and t.role == "user")
+    answer = short(question.answer)
+    return len(answer.split()) <= MAX_ANSWER_WORDS and _covers(said, answer) and not _RECKONING.search(question.text)
+
+
+def short(answer: str) -> str:
+    """The first sentence of an answer: "14 days. 15 days (...) is also acceptable." is "14 days"."""
+    return re.split(r"\. (?=\d|[A-Z])", answer.strip())[0].rstrip(".")
+
+
+def _covers(text: str, answer: str) -> bool:
+    words = re.findall(r"\w+", answer.lower())
+    return bool(words) and sum(w in text.lower() for w in words) >= COVERED * len(words)
+
+
+def _merged(
+    conversations: Sequence[Conversation],
+    person: synthetic.Person,
+    other: synthetic.Person,
+    rng: random.Random,
+    lines: Sequence[str],
+) -> Conversation:
+    """Several users' evidence as one person's dialogue, with chatter in between."""
+    first_person = rng.random() < 0.25
+    speaker = "user" if first_person else person.name
+    turns: list[Turn] = []
+    questions: list[Question] = []
+    scope = conversations[0].scope
+    for n, conversation in enumerate(conversations):
+        [question] = conversation.questions
+        kept = [t for t in conversation.turns if t.role == "user"]
+        turns += [replace(t, speaker=speaker, scope=scope, id=f"{n}/{t.id}", session=f"{n}/{t.session}") for t in kept]
+        text = question.text if first_person else in_third_person(question.text, person)
+        evidence = tuple(f"{n}/{e}" for e in question.evidence if e in {t.id for t in kept})
+        answer = "" if question.unanswerable else short(question.answer)
+        questions.append(replace(question, text=text, answer=answer, evidence=evidence))
+    for n in range(rng.randint(1, 4) if lines and turns else 0):
+        at = rng.choice(turns).at + timedelta(days=rng.randint(-9, 9))
+        who = rng.choice([speaker, other.name])
+        turns.append(Turn(rng.choice(lines), who, scope, at, f"chat{n}", session=f"chat{n}"))
+    turns.sort(key=lambda turn: turn.at)
+    return Conversation(conversations[0].id, (speaker, other.name), tuple(turns), tuple(questions))
+
+
+def in_third_person(question: str, person: synthetic.Person) -> str:
+    """Ask about `person` instead of "I": "Where did I park my car?" becomes "Where did Ana park her car?"."""
+    said = synthetic.PRONOUNS[person.sex]
+    verb = r"\b(do|did|have|am|was|will|would|should|can|could|had) I\b"
+    text = re.sub(verb, lambda m: f"{_VERBS.get(m[1].lower(), m[1].lower())} {person.name}", question, flags=re.I)
+    for mine, theirs in (("I'm", "is"), ("I am", "is"), ("I've", "has"), ("I have", "has")):
+        text = re.sub(rf"\b{mine}\b", f"{person.name} {theirs}", text)
+    text = re.sub(r"\bI\b", person.name, text)
+    if person.name not in text:
+        text = re.sub(r"\bmy\b", f"{person.name}'s", text, count=1)
+    for mine, theirs in (("my", said["his"]), ("me", said["him"]), ("mine", said["his"])):
+        text = re.sub(rf"\b{mine}\b", theirs, text)
+    return text[:1].upper() + text[1:]
+
+
+def _asked_together(episodes: Sequence[AnswerEpisode], rng: random.Random) -> Iterator[list[Example]]:
+    """One group: the evidence of all the questions, as far as ten memories hold it."""
+    ranked = [item for n in range(10) for e in episodes for item in e.items[n : n + 1]]
+    shown = tuple({item.id: item for item in ranked}.values())[: rng.randint(6, 9)]
+    asked = [replace(e, items=shown) for e in episodes]
+    made = [e.example() for e in asked if not e.question.answer or (e.places() and _says(e))]
+    if group := [example for example in made if example is not None]:
+        yield group
+
+
+def _says(episode: AnswerEpisode) -> bool:
+    """True when the memories that would be named hold the answer: a long turn is split, and a piece may lack it."""
+    shown = sorted(episode.items, key=lambda item: (item.at, item.id))
+    return _covers(" ".join(shown[n - 1].text for n in episode.places()), episode.question.answer)
+
+
+def mixed(groups: Iterable[list[Example]], seed: int) -> list[list[Example]]:
+    """All groups in one random order."""
+    found = list(groups)
+    random.Random(seed).shuffle(found)
+    return found
