@@ -12,9 +12,9 @@ import pytest
 gguf = pytest.importorskip("gguf", reason="the cpu extra is not installed")
 save_file = pytest.importorskip("safetensors.numpy", reason="the cpu extra is not installed").save_file
 
-from memr1_plugin.agents.gguf_base import geometry, made_once, requantised  # noqa: E402
+from memr1_plugin.agents.gguf_base import geometry, made_once, requantised, to_nf4  # noqa: E402
 from memr1_plugin.agents.gguf_lora import VERSION, converted, interleaved  # noqa: E402
-from memr1_plugin.errors import LoraMismatchError, WeightsNotFoundError  # noqa: E402
+from memr1_plugin.errors import InputError, LoraMismatchError, WeightsNotFoundError  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, RANK = 4, 2, 8, 32, 3
 LAYERS = 2
@@ -216,6 +216,24 @@ def test_requantised_weights_are_the_same_to_eight_bits(tmp_path: Path, base: Pa
             assert new.tensor_type == gguf.GGMLQuantizationType.Q8_0
         assert np.all(np.abs(was - now) <= 0.6 / 127 * np.abs(was).max(axis=1, keepdims=True))
     assert requantised(base, tmp_path / "cache") == copy
+
+
+def test_nf4_is_rounded_as_bitsandbytes_rounds_it() -> None:
+    """The CPU engine can serve the very weights of the 4-bit transformers engine; a block of zeros stays zero."""
+    torch = pytest.importorskip("torch", reason="the local extra is not installed")
+    functional = pytest.importorskip("bitsandbytes.functional", reason="the local extra is not installed")
+    rows = np.random.default_rng(3).standard_normal((48, 192)).astype(np.float32)
+    rows[0] = 0
+    packed, state = functional.quantize_4bit(torch.from_numpy(rows), blocksize=64, quant_type="nf4")
+    np.testing.assert_allclose(to_nf4(rows), functional.dequantize_4bit(packed, state).numpy(), atol=1e-6)
+    with pytest.raises(InputError, match="multiple of 64"):
+        to_nf4(rows[:, :32])
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path, base: Path) -> None:
+    """A format that the package cannot write is named beside those it can."""
+    with pytest.raises(InputError, match=r"Q4_K_M.*Q8_0"):
+        requantised(base, tmp_path, kind="Q4_K_M")
 
 
 def test_a_torn_gguf_file_is_named(tmp_path: Path, base: Path) -> None:

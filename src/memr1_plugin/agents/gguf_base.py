@@ -15,12 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memr1_plugin.errors import MissingExtraError, ModelError, WeightsNotFoundError
+import numpy as np
+import numpy.typing as npt
+
+from memr1_plugin.errors import InputError, MissingExtraError, ModelError, WeightsNotFoundError
 
 try:
     import gguf
 except ImportError as error:
     raise MissingExtraError.of("gguf", "cpu") from error
+
+
+Matrix = npt.NDArray[np.float32]
+
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+NF4_BLOCK = 64
+_BELOW = (-1.0, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004)
+_ABOVE = (0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0)
+NF4 = np.array([*_BELOW, 0.0, *_ABOVE], np.float32)
+"""The 16 values of nf4: quantiles of a normal distribution (Dettmers et al., QLoRA, appendix E)."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +87,42 @@ def _value(reader: Any, key: str, path: Path) -> Any:
 
 
 def requantised(source: Path, folder: Path, *, kind: str = "Q8_0") -> Path:
-    """Return `source` with its quantised matrices written as `kind`; made once (seconds), then found in `folder`."""
+    """Return `source` with its quantised matrices written as `kind`; made once (seconds), then found in `folder`.
+
+    Args:
+        kind: a GGUF type ("F16", "Q8_0"), or one after "nf4+": then the layers' matrices are first rounded as
+            bitsandbytes rounds them, and the model is the one that the 4-bit transformers engine serves.
+    """
+    _kinds(kind)
     open_gguf(source)
     name = f"{source.stem}-as-{kind}-{file_hash(source)}.gguf"
     return made_once(folder / name, lambda out: _rewrite(source, out, kind))
 
 
+def _kinds(kind: str) -> tuple[bool, Any]:
+    form = kind.removeprefix("nf4+")
+    if form not in KINDS:
+        raise InputError(f'kind is {kind!r}; expected one of {", ".join(KINDS)}, each also after "nf4+".')
+    return form != kind, gguf.GGMLQuantizationType[form]
+
+
+def to_nf4(rows: Matrix) -> Matrix:
+    """Round (n, m) to nf4 and back as bitsandbytes does: blocks of 64 along each row, scaled by their largest.
+
+    Raises:
+        InputError: m is no multiple of 64; bitsandbytes' blocks then span rows, whose order GGUF changes.
+    """
+    if rows.shape[-1] % NF4_BLOCK:
+        raise InputError(f"a matrix has {rows.shape[-1]} columns; expected a multiple of {NF4_BLOCK} for nf4.")
+    blocks = rows.reshape(-1, NF4_BLOCK)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    scaled = blocks / np.where(largest == 0, 1, largest)
+    nearest = NF4[np.searchsorted((NF4[1:] + NF4[:-1]) / 2, scaled)]
+    found: Matrix = (nearest * largest).reshape(rows.shape)
+    return found
+
+
 def _rewrite(source: Path, out: Path, kind: str) -> None:
-    want = gguf.GGMLQuantizationType[kind]
     reader = open_gguf(source)
     writer = gguf.GGUFWriter(out, str(_value(reader, "general.architecture", source)))
     for field in reader.fields.values():
@@ -90,11 +131,18 @@ def _rewrite(source: Path, out: Path, kind: str) -> None:
         array = field.types[0] == gguf.GGUFValueType.ARRAY
         writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if array else None)
     for tensor in reader.tensors:
-        keep = tensor.tensor_type in (gguf.GGMLQuantizationType.F32, want)
-        kind_now = tensor.tensor_type if keep else want
-        data = tensor.data if keep else gguf.quantize(gguf.dequantize(tensor.data, tensor.tensor_type), want)
-        writer.add_tensor(tensor.name, data, raw_shape=data.shape, raw_dtype=kind_now)
+        data, form = _rewritten(tensor, kind)
+        writer.add_tensor(tensor.name, data, raw_shape=data.shape, raw_dtype=form)
     finish(writer)
+
+
+def _rewritten(tensor: Any, kind: str) -> tuple[Any, Any]:
+    as_nf4, want = _kinds(kind)
+    as_nf4 = as_nf4 and tensor.name.startswith("blk.")  # as transformers: never embeddings or the output layer
+    if tensor.tensor_type == gguf.GGMLQuantizationType.F32 or (tensor.tensor_type == want and not as_nf4):
+        return tensor.data, tensor.tensor_type
+    values = gguf.dequantize(tensor.data, tensor.tensor_type)
+    return gguf.quantize(to_nf4(values) if as_nf4 else values, want), want
 
 
 def finish(writer: Any) -> None:

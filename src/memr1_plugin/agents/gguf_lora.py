@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from memr1_plugin.agents.gguf_base import Geometry, file_hash, finish, geometry, made_once
+from memr1_plugin.agents.gguf_base import Geometry, Matrix, file_hash, finish, geometry, made_once
 from memr1_plugin.errors import LoraMismatchError, MissingExtraError
 
 try:
@@ -24,8 +23,6 @@ try:
     from safetensors import deserialize
 except ImportError as error:
     raise MissingExtraError.of("gguf or safetensors", "cpu") from error
-
-Matrix = npt.NDArray[np.float32]
 
 VERSION = 1
 """Part of every cached file's name: raised when a conversion would come out differently."""
