@@ -13,7 +13,7 @@ ARGS   ?=
 
 help:
 	@echo 'make demo     a bot that remembers: real 4-bit model, several sessions, a restart'
-	@echo 'make test     all tests            make test ARGS="-k bank -x"'
+	@echo 'make test     all tests            make test ARGS="-n 0 -k bank -x"'
 	@echo 'make lint     ruff and mypy        make fix       let ruff mend what it can'
 	@echo 'make docs     write docs/cli.md and the map in CONTRIBUTING.md'
 	@echo 'make wheel    build dist/*.whl'
@@ -40,7 +40,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
