@@ -7,6 +7,7 @@ all in memory at once: switching a role costs no load.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ def quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity(logging.ERROR)
     try:
-        with quiet_bitsandbytes():
+        with quiet_bitsandbytes(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
             yield
     finally:
         transformers_logging.set_verbosity(level)
@@ -116,22 +118,28 @@ def add_loras(model: Any, loras: Mapping[Role, Path]) -> Any:
     except ImportError as error:
         raise MissingExtraError.of("peft", "local") from error
     try:
-        for role, folder in loras.items():
-            # In the compute dtype: PEFT's default float32 would cast every activation there and back.
-            options: dict[str, Any] = {"adapter_name": role.value, "autocast_adapter_dtype": False}
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), is_trainable=False, **options)
-            else:
-                model = PeftModel.from_pretrained(model, str(folder), is_trainable=False, **options)
+        with quiet():
+            model = _with_loras(PeftModel, model, loras)
     except _BROKEN as error:
         raise ModelError(
-            f"the LoRA in {folder} could not be loaded ({type(error).__name__}: {error}). Export it again, or "
-            "leave it out."
+            f"the LoRAs in {', '.join(map(str, loras.values()))} could not be loaded ({type(error).__name__}: {error}). "
+            "Export them again, or leave them out."
         ) from error
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)
     return model.eval()
+
+
+def _with_loras(peft_model: Any, model: Any, loras: Mapping[Role, Path]) -> Any:
+    for role, folder in loras.items():
+        # In the compute dtype: PEFT's default float32 would cast every activation there and back.
+        options: dict[str, Any] = {"adapter_name": role.value, "autocast_adapter_dtype": False, "is_trainable": False}
+        if isinstance(model, peft_model):
+            model.load_adapter(str(folder), **options)
+        else:
+            model = peft_model.from_pretrained(model, str(folder), **options)
+    return model
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
