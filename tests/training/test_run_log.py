@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from memr1_plugin.errors import DataError  # noqa: E402
-from memr1_plugin.training.run_log import CURVES, METRICS, RunLog, append, draw_curves, keep_until, read  # noqa: E402
+from memr1_plugin.errors import DataError
+from memr1_plugin.training.run_log import CURVES, METRICS, RunLog, append, draw_curves, keep_until, read
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
