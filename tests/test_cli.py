@@ -195,6 +195,23 @@ def test_an_interrupted_conversation_goes_on_where_it_stopped(
     assert (again["new"], again["bank"]["items"]) == (0, row["bank"]["items"])
 
 
+def test_ctrl_c_stops_a_conversation_and_loses_nothing(
+    memr1: Shell, conversation: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted `add` says so, exits with 130, and the same command takes in the rest."""
+
+    def interrupted(prompts: Any, role: Role) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "complete", interrupted)
+        memr1("add", "--conversation", str(conversation), "--only", "c1", code=130)
+        assert "nothing is lost" in memr1.err
+    [row] = memr1.json("add", "--conversation", str(conversation), "--only", "c1")
+    assert (row["bank"]["turns"], row["bank"]["pending"]) == (3, 0)
+    assert "moved to Berlin" in memr1("search", "Berlin", "--user", "c1")
+
+
 def test_export_and_import_carry_a_bank(lisbon: Shell, tmp_path: Path) -> None:
     """What export writes, import reads into another bank: the same answers, the same history."""
     lines = lisbon("export", "--user", "ana")
