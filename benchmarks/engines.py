@@ -108,24 +108,27 @@ def open_engine(name: str, threads: int, loras: Path | None) -> Engine:
     return LocalEngine(None, loras, options=LocalOptions(quantize=kind == "nf4", dtype=dtype))
 
 
-def timed(engine: Engine, prompt: Prompt, role: Role) -> tuple[Completion, float]:
-    """Complete one prompt alone, and say how long it took."""
-    start = time.perf_counter()
+def timed(engine: Engine, prompt: Prompt, role: Role) -> tuple[Completion, float, float]:
+    """Complete one prompt alone; return it, the seconds that passed, and the seconds that the processor worked.
+
+    The second tells engines apart on a machine that does other things beside, with one thread.
+    """
+    start, worked = time.perf_counter(), time.process_time()
     [completion] = engine.complete([prompt], role)
-    return completion, time.perf_counter() - start
+    return completion, time.perf_counter() - start, time.process_time() - worked
 
 
 def speeds(engine: Engine, asked: Sequence[Call]) -> dict[str, float]:
-    """Return tokens a second: prompts computed for one token, and text written without a grammar."""
+    """Return tokens a second of processor time: prompts computed for one token, and text written without a grammar."""
     prefill, decode = [], []
     for call in asked[:: max(1, len(asked) // 4)][:4]:
         # A prompt that the engine has not seen: one line in front of it, and no fixed part to find again.
         bare = replace(call.prompt, fixed="", body=f"{time.time()}\n{call.prompt.body}", grammar=None, chat=False)
-        first, seconds = timed(engine, replace(bare, max_tokens=1), call.role)
+        first, _, seconds = timed(engine, replace(bare, max_tokens=1), call.role)
         prefill.append((first.prompt_tokens - first.cached_tokens) / seconds)
         free = replace(bare, body=f"{time.time()} Once upon a time", max_tokens=1)
-        _, one = timed(engine, free, call.role)
-        many, all_ = timed(
+        _, _, one = timed(engine, free, call.role)
+        many, _, all_ = timed(
             engine, replace(free, body=f"{time.time()} Once upon a time", max_tokens=FREE_TOKENS), call.role
         )
         decode.append((many.output_tokens - 1) / max(all_ - one, 1e-9))
@@ -140,14 +143,15 @@ def measure(engine: Engine, asked: Sequence[Call]) -> dict[str, Any]:
     row: dict[str, Any] = {"engine": engine.id}
     for role, what in ((Role.MANAGER, "Manager call"), (Role.ANSWER, "answer")):
         of_role = [d for d, call in zip(done, asked, strict=True) if call.role is role]
-        seconds = [s for _, s in of_role]
+        seconds = [s for _, s, _ in of_role]
+        row[f"processor s/{what}"] = statistics.mean(s for _, _, s in of_role)
         row[f"s/{what}"] = statistics.mean(seconds)
         row[f"s/{what} p95"] = float(np.percentile(seconds, 95))
-        row[f"prompt tokens/{what}"] = statistics.mean(c.prompt_tokens for c, _ in of_role)
-        row[f"cached tokens/{what}"] = statistics.mean(c.cached_tokens for c, _ in of_role)
-        row[f"output tokens/{what}"] = statistics.mean(c.output_tokens for c, _ in of_role)
+        row[f"prompt tokens/{what}"] = statistics.mean(c.prompt_tokens for c, _, _ in of_role)
+        row[f"cached tokens/{what}"] = statistics.mean(c.cached_tokens for c, _, _ in of_role)
+        row[f"output tokens/{what}"] = statistics.mean(c.output_tokens for c, _, _ in of_role)
     row.update(speeds(engine, asked))
-    row["texts"] = [c.text for c, _ in done]
+    row["texts"] = [c.text for c, _, _ in done]
     return row
 
 
@@ -189,6 +193,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MEMR1_DATA", default)))
     parser.add_argument("--engines", default="nf4,llama.cpp", help="comma-separated; the first is the reference")
     parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--part", default="1/1", help="2/10: the second tenth of the prompts, for short runs")
     parser.add_argument("--threads", type=int, default=llamacpp.default_threads())
     parser.add_argument("--loras", type=Path, help="folder with manager/ and answer/; default: those that ship")
     parser.add_argument("--untimed", action="store_true", help="only whether they agree: batches, no timing")
@@ -201,17 +206,18 @@ def main() -> None:
     if args.reference:
         rows.append(json.loads(args.reference.read_text(encoding="utf-8"))["engines"][0])
     asked: list[Call] = []
+    part, parts = (int(n) for n in args.part.split("/"))
     for name in args.engines.split(","):
         engine = open_engine(name, args.threads, args.loras)
-        asked = asked or calls(conversations, args.prompts, {role: engine.lora(role) is not None for role in Role})
+        trained = {role: engine.lora(role) is not None for role in Role}
+        asked = asked or calls(conversations, args.prompts, trained)[part - 1 :: parts]
         row = {"name": name, **(texts_only if args.untimed else measure)(engine, asked)}
         engine.close()
         rows.append({**row, **agreement(row, rows[0] if rows else row, asked)})
         print(f"{name}: done", file=sys.stderr)
     for row in rows:
-        for key in ("s/Manager call", "s/answer"):
-            if key in row and key in rows[0]:
-                row[f"times faster, {key[2:]}"] = rows[0][key] / row[key]
+        for key in [k for k in row if k.startswith(("s/", "processor s/")) and "p95" not in k and k in rows[0]]:
+            row[f"times faster, {key}"] = rows[0][key] / row[key]
     machine = {"processor": platform.processor(), "threads": args.threads, "load": os.getloadavg()}
     result = {"machine": machine, "prompts": len(asked), "engines": rows}
     if args.save:
