@@ -72,7 +72,7 @@ def run(row: Row, fresh: bool) -> tuple[bool, str]:
     python = make(row, fresh)
     files = [f"tests/adapters/test_{door}.py" for door in row.doors]
     # Old frameworks warn about themselves and their own dependencies; here only failures count.
-    options = ["-q", "-o", "filterwarnings=default", "-p", "no:warnings", "-p", "no:cacheprovider", "-rs"]
+    options = ["-q", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-rs"]
     done = subprocess.run(
         [str(python), "-m", "pytest", *options, *files], cwd=ROOT, capture_output=True, text=True, check=False
     )

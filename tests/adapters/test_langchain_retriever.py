@@ -16,7 +16,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from memr1_plugin import Memory, Scope
 from memr1_plugin.adapters.langchain import MemoryR1Retriever
 
-FACTS = ("I live in Graz.", "I live with a cat.", "I live on bread and tea.", "My brother builds boats.")
+FACTS = ("I live in Graz.", "My cat is called Minka.", "My brother builds boats.", "Tea is what I drink.")
 
 
 class TestStandard(RetrieversIntegrationTests):
@@ -38,7 +38,7 @@ class TestStandard(RetrieversIntegrationTests):
 
     @property
     def retriever_query_example(self) -> str:
-        return "How and where do I live?"
+        return "Where do I live, what is my cat called, and what does my brother build?"
 
 
 @pytest.fixture

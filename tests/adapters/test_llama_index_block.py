@@ -97,9 +97,10 @@ async def test_each_message_is_recorded_once(memory: Memory, inside: Any) -> Non
 async def test_what_is_flushed_unseen_is_learned_too(memory: Memory, inside: Any) -> None:
     """Messages that overflow before anybody asked are recorded when they are flushed."""
     own = inside(block(memory, user_id="ana"), "s", token_limit=40, chat_history_token_ratio=0.5)
-    for n in range(8):
-        await own.aput(ChatMessage(role="user", content=f"I have been to city number {n}."))
-    assert len(memory.bank.items(ANA)) >= 6
+    said = ("I live in Graz.", "My dog is called Rex.", "Tea is what I drink.", "My brother builds boats.")
+    for text in (*said, "Bern was cold.", "Chess bores Hans.", "Opera sounds loud.", "Paris smells good."):
+        await own.aput(ChatMessage(role="user", content=text))
+    assert {item.text for item in memory.bank.items(ANA)} >= set(said)
 
 
 async def test_a_react_agent_sees_it(memory: Memory, inside: Any) -> None:
@@ -114,9 +115,10 @@ async def test_a_react_agent_sees_it(memory: Memory, inside: Any) -> None:
 async def test_it_is_cut_from_its_least_relevant_end(memory: Memory) -> None:
     """Truncation drops memories from the end of the block, never the block's delimiters."""
     made = block(memory, user_id="ana", recall="retrieval")
-    for n in range(4):
-        memory.observe(f"I live in house number {n} of many.", scope=ANA)
-    whole = await made.aget([ChatMessage(role="user", content="Where do I live?")], session_id="s")
+    for fact in ("I live in Graz.", "My dog is called Rex.", "My brother builds boats."):
+        memory.observe(fact, scope=ANA)
+    question = "Where do I live, what is my dog called, what does my brother build?"
+    whole = await made.aget([ChatMessage(role="user", content=question)], session_id="s")
     cut = await made.atruncate(whole, 10)
     assert cut is not None and len(cut.splitlines()) == len(whole.splitlines()) - 1
     assert cut.splitlines()[-1] == whole.splitlines()[-1]
