@@ -253,8 +253,7 @@ def answer_episodes(
             replay.tell(turn)
         k = replay.settings.candidates
         return [
-            AnswerEpisode(q.id, q, tuple(replay.search(q, conversation.scope, k)))
-            for q in linked(conversation, replay)
+            AnswerEpisode(q.id, q, tuple(replay.search(q, conversation.scope, k))) for q in linked(conversation, replay)
         ]
 
 

@@ -177,7 +177,7 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Exampl
 
 
 def config(folder: str | Path, *, seed: int = 0, **changes: Any) -> SFTConfig:
-    """The `SFTConfig` of a run; `changes` go to it unrenamed. Computes in bfloat16 where the processor is good at it."""
+    """The `SFTConfig` of a run; `changes` go to it unrenamed. Computes in bfloat16 where that is fast."""
     on_cpu = not torch.cuda.is_available()
     settings: dict[str, Any] = {
         "output_dir": str(folder),

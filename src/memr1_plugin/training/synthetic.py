@@ -206,7 +206,7 @@ def _block(world: _World, who: int) -> None:
         return _repeat(world, who, rng.choice(mine))
     taken = {t.topic.name for t in world.told if t.who == person}
     once = {t.topic.name for t in world.told if t.topic.kind == "talk"}
-    kind = rng.choices(["states", "events", "talk"], [4, 4, 3])[0]
+    kind = rng.choices(["states", "events", "talk"], [4, 4, 3 if world.changing < 0.4 else 1])[0]
     free = [
         t
         for t in topics()
@@ -247,7 +247,7 @@ def _change(world: _World, who: int, old: Telling) -> None:
     """Replace or withdraw what was told before."""
     rng = world.rng
     mark = "U" if old.topic.said["U"] and (not old.topic.said["X"] or rng.random() < 0.6) else "X"
-    fresh = _values(world, who, distinct=True)
+    fresh = _values(world, who, distinct=True) | ({"name3": old.values["name3"]} if old.topic.name == "partner" else {})
     template = rng.choice(old.topic.said[mark])
     keep = {**old.values, **{k: fresh[k] for k in ("past", "fut", "obstacle", "month", "now")}}
     values = fresh if mark == "U" else keep
@@ -263,7 +263,9 @@ def _change(world: _World, who: int, old: Telling) -> None:
 
 def _repeat(world: _World, who: int, old: Telling) -> None:
     """Say an old thing again; memory should stay as it is."""
-    tellings = [s for s in old.topic.said["S"] if not slots(s) & {"past", "fut", "month", "now"} and slots(s) <= old.shown]
+    tellings = [
+        s for s in old.topic.said["S"] if not slots(s) & {"past", "fut", "month", "now"} and slots(s) <= old.shown
+    ]
     if not tellings or old.mark or old.topic.kind == "talk":
         return _small(world, "filler", who)
     text = _spoken(world.rng.choice(tellings), old.values, world.rng)
@@ -303,7 +305,9 @@ def _values(world: _World, who: int, *, distinct: bool = False) -> dict[str, str
     found["companion"] = found["relative"]
     found["friendrel_my"] = f"my {found['friendrel']}"
     found["pron_t"] = rng.choice(["She", "He"])
-    article = "" if found["injury"].startswith(("back", "stitches")) else "an " if found["injury"][0] in "aeiou" else "a "
+    article = (
+        "" if found["injury"].startswith(("back", "stitches")) else "an " if found["injury"][0] in "aeiou" else "a "
+    )
     found["an_injury"] = article + found["injury"]
     return found
 
