@@ -1,7 +1,7 @@
 """A bot's own logs as training data: importers into conversations with questions, and a check before training.
 
 The schema is the JSONL of `evaluation.datasets`, which reads LoCoMo and LongMemEval too; here are the other sources (a
-bank's journal and feedback, OpenAI chat JSONL, LangChain message dumps, LlamaIndex chat stores) and `check`, which counts
+bank's journal and feedback, OpenAI chat JSONL, LangChain dumps, LlamaIndex chat stores) and `check`, which counts
 what a run would train on and names what should stop it. A bad line is an error with its number and field: a run never
 trains on half a file.
 """
