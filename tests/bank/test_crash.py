@@ -44,8 +44,9 @@ def test_nothing_acknowledged_is_lost_by_sigkill(path: Path, embedder: HashEmbed
         command = [sys.executable, "-c", WRITER, str(path), str(round_ * 10_000)]
         writer = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
-        said = [writer.stdout.readline()]
-        time.sleep(rng.random() * 0.4)
+        # After so many lines and a little more: a slow machine must not make it a test of nothing.
+        said = [writer.stdout.readline() for _ in range(rng.randint(5, 25))]
+        time.sleep(rng.random() * 0.01)
         writer.send_signal(signal.SIGKILL)
         said += writer.stdout.read().split("\n")[:-1]
         writer.wait(timeout=60)
@@ -63,4 +64,4 @@ def test_nothing_acknowledged_is_lost_by_sigkill(path: Path, embedder: HashEmbed
                 assert len(of_turn) == (0 if turn.id in pending else 2)
             live = [item.id for item in bank.items(ANA)]
             assert sorted(near(bank, "apple pear", k=99_999)) == live == sorted(found(bank, "apple pear", k=99_999))
-    assert len(turns) > 20
+    assert len(turns) > 10
