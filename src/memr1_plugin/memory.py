@@ -27,7 +27,7 @@ from memr1_plugin.agents.manager import Manager
 from memr1_plugin.background import BackgroundWriter
 from memr1_plugin.bank.bank import Bank, BankStats, Forgotten
 from memr1_plugin.embedding import Embedder, as_embedder
-from memr1_plugin.errors import InputError, ModelError
+from memr1_plugin.errors import InputError, ModelError, UnknownItemError
 from memr1_plugin.extraction import Extractor, as_extractor
 from memr1_plugin.meter import Meter
 from memr1_plugin.retrieval import Retriever
@@ -360,8 +360,10 @@ class Memory:
         with self._lock_of(scope):
             if operation.target is not None:
                 self.bank.get(scope, operation.target)
-            [change] = self.bank.apply(scope, [operation], source="user")
-        return change
+            changes = self.bank.apply(scope, [operation], source="user")
+        if not changes:  # deleted by another process since it was read
+            raise UnknownItemError(f"memory item {operation.target} was deleted meanwhile. `undo` brings it back.")
+        return changes[0]
 
     def forget(self, item_id: int | None = None, *, scope: Scope = NOBODY) -> Forgotten:
         """Erase one memory item and the turns it came from, or the whole scope, from everywhere. No undo."""
