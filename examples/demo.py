@@ -36,7 +36,7 @@ MONDAY = [
     "My sister Rosa is a nurse.",
     "What is my dog called?",
 ]
-FRIDAY = ["I moved to Berlin last week, I don't live in Lisbon any more.", "What does my sister do?"]
+FRIDAY = ["I moved to Berlin last week, I don't live in Lisbon any more."]
 AFTER_THE_RESTART = ["Where do I live?"]
 
 EXAMPLES = """\
@@ -77,7 +77,11 @@ def session(memory: Memory, name: str, lines: list[str]) -> None:
     chain = ConversationChain(
         llm=SmallBot(engine=memory.engine),
         prompt=PromptTemplate.from_template(EXAMPLES),
-        memory=MemoryR1Memory(memory=memory, user_id="ana", session_id=name, recent_turns=0, on_error="raise"),
+        # The bot reads two memories and no recent turns: 135M parameters are soon confused. The Answer Agent is
+        # asked at the end, and chooses for itself among ten.
+        memory=MemoryR1Memory(
+            memory=memory, user_id="ana", session_id=name, recall="retrieval", k=2, recent_turns=0, on_error="raise"
+        ),
     )
     for line in lines:
         seen, start = len(memory.history(scope=ANA)), time.perf_counter()
