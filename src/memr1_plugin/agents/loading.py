@@ -19,12 +19,13 @@ from memr1_plugin.errors import MissingExtraError, ModelError
 
 try:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
     from transformers.utils import logging as transformers_logging
 except ImportError as error:
     raise MissingExtraError.of("transformers", "local") from error
 
-_BROKEN = (OSError, ValueError, RuntimeError, KeyError, ImportError)
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 """What transformers, safetensors and bitsandbytes raise for weights that cannot be loaded."""
 
 
@@ -122,8 +123,8 @@ def add_loras(model: Any, loras: Mapping[Role, Path]) -> Any:
             model = _with_loras(PeftModel, model, loras)
     except _BROKEN as error:
         raise ModelError(
-            f"the LoRAs in {', '.join(map(str, loras.values()))} could not be loaded ({type(error).__name__}: {error}). "
-            "Export them again, or leave them out."
+            f"the LoRAs in {', '.join(map(str, loras.values()))} could not be loaded ({type(error).__name__}: "
+            f"{error}). Export them again, or leave them out."
         ) from error
     for name, parameter in model.named_parameters():
         if "lora_" in name:
