@@ -41,7 +41,13 @@ ROWS = (
     Row("langchain-0.3", ("langchain>=0.3,<1",), _CLASSIC),
     Row(
         "langchain-1.0",
-        ("langchain==1.0.*", "langchain-core==1.0.*", "langchain-classic==1.0.0", "langgraph==1.0.*"),
+        (
+            "langchain==1.0.*",
+            "langchain-core==1.0.*",
+            "langchain-classic==1.0.0",
+            "langgraph==1.0.*",
+            "langgraph-checkpoint==3.0.0",
+        ),
         _ALL_LANGCHAIN,
     ),
     Row("langchain-newest", ("langchain>=1", "langchain-classic>=1", "langgraph-checkpoint-sqlite"), _ALL_LANGCHAIN),

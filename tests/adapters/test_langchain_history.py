@@ -67,6 +67,14 @@ def test_every_message_comes_back_equal(memory: Memory) -> None:
     assert MemoryR1ChatHistory("s", memory=memory).messages == ODD
 
 
+def test_a_message_that_no_database_can_hold_is_kept_as_far_as_it_can(memory: Memory) -> None:
+    """A lone surrogate, a NaN and an object in a message's extras lose themselves and not the message."""
+    history = MemoryR1ChatHistory("s", memory=memory, on_error="raise")
+    history.add_message(HumanMessage("odd \ud800 one", id="1", additional_kwargs={"nan": float("nan"), "o": object}))
+    [message] = history.messages
+    assert message.content == "odd ? one" and message.additional_kwargs["nan"] is None
+
+
 def test_only_what_users_say_becomes_memory(memory: Memory) -> None:
     """Of a dialogue with tools and images, no placeholder and no tool output is learned."""
     MemoryR1ChatHistory("s", memory=memory).add_messages([*ODD, HumanMessage("I live in Graz.")])

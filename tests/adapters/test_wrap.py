@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("openai")
-import httpx2 as httpx
+
+try:
+    import httpx2 as httpx
+except ImportError:  # openai before 3
+    import httpx
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 

@@ -44,6 +44,12 @@ def strip_recalled(text: str) -> str:
     return _BLOCK.sub("", text) if f"<{_TAG}" in text else text
 
 
+def plain_json(value: Any) -> Any:
+    """Return `value` as JSON that a bank can hold: odd objects as text, lone surrogates as "?", NaN as None."""
+    text = json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
+    return json.loads(text, parse_constant=lambda _: None)
+
+
 def sayable(text: str) -> str:
     """Return what a journal can hold of a framework's text: no NULs, no lone surrogates, not too long."""
     text = text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")

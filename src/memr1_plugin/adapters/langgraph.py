@@ -9,7 +9,6 @@ SQLite store defines a behaviour, this is it (what has expired is omitted at onc
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from memr1_plugin.adapters import _store_filter as filters
 from memr1_plugin.adapters._namespaces import Namespaces
-from memr1_plugin.adapters._said import sayable
+from memr1_plugin.adapters._said import plain_json, sayable
 from memr1_plugin.adapters._source import source_of
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
@@ -213,7 +212,7 @@ class MemoryR1Store(BaseStore):
     def _operation(self, op: PutOp, old: _Entry | None) -> Operation | None:
         if op.value is None:
             return None if old is None else Operation(OperationKind.DELETE, target=old.item.id)
-        value = json.loads(json.dumps(dict(op.value), default=str))
+        value = plain_json(dict(op.value))
         text, indexed = self._text(value, op.index), op.index is not False
         kept = {"namespace": list(op.namespace), "key": op.key, "value": value, "ttl": op.ttl, "index": indexed}
         fact = Fact(text, "user", datetime.now(timezone.utc), metadata={"langgraph": {**kept, "text": text}})

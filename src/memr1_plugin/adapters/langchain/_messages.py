@@ -6,11 +6,10 @@ metadata and comes back equal. Nothing here reads or writes a bank.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from memr1_plugin.adapters._said import Said, sayable, strip_recalled
+from memr1_plugin.adapters._said import Said, plain_json, sayable, strip_recalled
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import Turn
 
@@ -62,7 +61,7 @@ def said_of(message: BaseMessage, key: str = "") -> Said:
     plain = _CLASSES.get(role)
     payload: dict[str, Any] = {}
     if plain is None or message != plain(content=sayable(text).strip()) or not text.strip():
-        payload = {"langchain": json.loads(json.dumps(message_to_dict(message), default=str))}
+        payload = {"langchain": plain_json(message_to_dict(message))}
     role = role if role in ("user", "assistant", "system", "tool") else "system"
     return Said(role, text, message.name or "", message.id or key, payload)
 

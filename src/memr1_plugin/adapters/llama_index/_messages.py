@@ -6,11 +6,10 @@ metadata and comes back equal. Nothing here reads or writes a bank.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from memr1_plugin.adapters._said import Said, sayable, strip_recalled
+from memr1_plugin.adapters._said import Said, plain_json, sayable, strip_recalled
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import Turn
 
@@ -43,7 +42,7 @@ def said_of(message: ChatMessage, key: str = "") -> Said:
     payload: dict[str, Any] = {}
     back = _BACK.get(role)
     if back is None or message != ChatMessage(role=back, content=sayable(text).strip()) or not text.strip():
-        payload = {"llama_index": json.loads(json.dumps(message.model_dump(mode="json"), default=str))}
+        payload = {"llama_index": plain_json(message.model_dump(mode="json"))}
     return Said(role, text, "", key, payload)
 
 
