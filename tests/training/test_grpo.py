@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -17,11 +16,12 @@ pytest.importorskip("trl")
 
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from toy_task import config, state_of, toy  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 
 from memr1_plugin.agents.engine import Role  # noqa: E402
-from memr1_plugin.errors import DataError, InputError  # noqa: E402
-from memr1_plugin.testing import tiny_model  # noqa: E402
+from memr1_plugin.errors import DataError, InputError, ModelError  # noqa: E402
+from memr1_plugin.testing import HashEmbedder, tiny_model  # noqa: E402
+from memr1_plugin.training.environment import ManagerEnvironment  # noqa: E402
 from memr1_plugin.training.grpo import (  # noqa: E402
     MemoryGRPOTrainer,
     laptop_config,
@@ -30,7 +30,7 @@ from memr1_plugin.training.grpo import (  # noqa: E402
 )
 from memr1_plugin.training.ppo import MemoryPPOTrainer, PPOConfig  # noqa: E402
 from memr1_plugin.training.run_log import CURVES, METRICS, TRANSCRIPTS, read  # noqa: E402
-from memr1_plugin.training.shared import using_adapter  # noqa: E402
+from memr1_plugin.training.shared import keep_trainable, share, using_adapter  # noqa: E402
 
 WALL_CLOCK = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
@@ -254,17 +254,66 @@ def test_batches_change_nothing(tmp_path: Path) -> None:
 def test_lora_weights_stay_in_full_precision_on_a_4_bit_base(tmp_path: Path) -> None:
     """On an nf4 base the LoRA is float32 after the trainer is made: bfloat16 would round away steps of 1e-6."""
     pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
     task = toy(tmp_path, seed=0)
     path = Path(task.model.get_base_model().config.name_or_path)
-    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(path, quantization_config=four_bit)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
-    trainer = MemoryGRPOTrainer(model, config(tmp_path / "run", max_steps=2), task.environment, task.tokenizer)
+    model, shared = share(four_bit(path), task.tokenizer, Role.MANAGER, start=LoraConfig(target_modules="all-linear"))
+    task.environment.engine = shared
+    trainer = MemoryGRPOTrainer(model, config(tmp_path / "run"), task.environment, task.tokenizer)
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def four_bit(path: Path) -> Any:
+    """The model in `path` as nf4, computing in float32."""
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(path, quantization_config=settings)
+
+
+def test_both_agents_train_and_speak_on_one_4_bit_base(tmp_path: Path) -> None:
+    """QLoRA as on a consumer GPU: the frozen agent answers between the policy's steps, and keeps its weights."""
+    pytest.importorskip("bitsandbytes")
+    task = toy(tmp_path, seed=0)
+    path = Path(task.model.get_base_model().config.name_or_path)
+    other = frozen_lora(tmp_path / "answer", path)
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    model, shared = share(four_bit(path), task.tokenizer, Role.MANAGER, start=lora, frozen=other)
+    weights = {"compression": 1.0, "exact_match": 1.0}
+    env = ManagerEnvironment(task.environment.episodes, shared, HashEmbedder(), weights=weights)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = MemoryGRPOTrainer(model, config(tmp_path / "run", max_steps=3), env, task.tokenizer, validation=env)
+    trainer.evaluate()  # serving's decoder runs in inference mode: nothing of it may be left in the way of gradients
     trainer.fit()
-    assert os.path.exists(tmp_path / "run" / METRICS)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert env.asked > 0 and changed and all(".default." in name for name in changed)
+
+
+def test_evaluating_a_4_bit_base_between_steps_does_not_cost_its_gradients(tmp_path: Path) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes packed the weights for inference at the first evaluation.
+
+    The kernel for packed weights has no gradient: the run went on, warned once, and learned nothing. A model that
+    was packed before is refused.
+    """
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    task = toy(tmp_path, seed=0)
+    path = Path(task.model.get_base_model().config.name_or_path)
+    base = four_bit(path)
+    layers = [m for m in base.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    share(base, task.tokenizer, Role.MANAGER, start=LoraConfig(r=4, target_modules="all-linear"))
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    layers[0].weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ModelError, match="Load the model anew"):
+        keep_trainable(base)
+
+
+def test_the_best_checkpoint_is_the_one_that_validates_best(tmp_path: Path) -> None:
+    """Validation decides which checkpoint is served; without it the last one is."""
+    task = toy(tmp_path, seed=0)
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    args = config(tmp_path / "run", **every)
+    trainer = MemoryGRPOTrainer(task.model, args, task.environment, task.tokenizer, validation=task.environment)
+    trainer.fit()
+    scored = [(row["eval_reward"], -row["step"]) for row in read(tmp_path / "run" / METRICS) if "eval_reward" in row]
+    assert trainer.best_checkpoint == tmp_path / "run" / f"checkpoint-{-max(scored)[1]}"
+    assert (trainer.best_checkpoint / "adapter_model.safetensors").exists()
 
 
 def test_the_tiny_model_trains_without_a_warm_up_too(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from memr1_plugin.errors import DataError, InputError, MissingExtraError
 from memr1_plugin.training.environment import Environment, Outcome
 from memr1_plugin.training.run_log import RunLog
-from memr1_plugin.training.shared import encode
+from memr1_plugin.training.shared import encode, keep_trainable
 
 try:
     import torch
@@ -62,6 +62,8 @@ def laptop_config(output_dir: str | Path, kind: type[GRPOConfig] = GRPOConfig, *
         "num_generations_eval": 1,
         "disable_dropout": True,
         "lr_scheduler_type": "constant",
+        "metric_for_best_model": "eval_reward",
+        "greater_is_better": True,
     }
     return kind(output_dir=str(output_dir), **{**defaults, **values})
 
@@ -96,6 +98,7 @@ class EpisodeTrainer(GRPOTrainer):
         self._rewards_N: torch.Tensor | None = None
         data, self._ids_of = _dataset(environment, tokenizer)
         self._check_sizes(args, model)
+        keep_trainable(model)
         self.run_log = RunLog(str(args.output_dir))
         super().__init__(
             model=model,
@@ -203,6 +206,12 @@ class EpisodeTrainer(GRPOTrainer):
         """Train; with `resume`, go on from the last whole checkpoint of ``output_dir``, if there is one."""
         last = last_checkpoint(self.args.output_dir) if resume else None
         self.train(resume_from_checkpoint=str(last) if last else None)
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest validation reward; without validation the last one."""
+        best = self.state.best_model_checkpoint
+        return Path(best) if best else last_checkpoint(self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # First, because trainer_state.json, written last, marks a checkpoint as whole.

@@ -73,6 +73,7 @@ class SharedBase:
         *,
         batch_size: int = 16,
     ) -> None:
+        keep_trainable(model)
         self.model, self.batch_size = model, batch_size
         self._adapters = dict(adapters)
         self._lock = threading.RLock()
@@ -146,6 +147,24 @@ def using_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
         yield
     finally:
         model.set_adapter(before)
+
+
+def keep_trainable(model: Any) -> None:
+    """Keep bitsandbytes from repacking a 4-bit base that is to be trained when it is evaluated in between.
+
+    On CPUs with AVX512-BF16 the first forward in eval mode packs the weights for inference, for good, and the kernel
+    that reads them has no gradient: later steps would train on nothing, with a warning at most.
+
+    Raises:
+        ModelError: that has happened to this model already.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ModelError(
+                    f"the weights of {name} are packed for inference and have no gradient. Load the model anew."
+                )
+            module.support_avx512bf16_for_cpu = False
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
