@@ -48,7 +48,7 @@ class Amount:
 def chatter(limit: int = 6_000, seed: int = 0) -> list[str]:
     """Real small talk from the package chitchat-dataset: lines of `CHATTER_WORDS` words, no addresses."""
     try:
-        from chitchat_dataset import Dataset  # type: ignore[import-not-found]
+        from chitchat_dataset import Dataset
     except ImportError as error:
         raise MissingExtraError(
             "chitchat-dataset is not installed, and this recipe mixes it in. Run: pip install chitchat-dataset"
