@@ -11,12 +11,16 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     LLMMetadata,
     MessageRole,
-    ToolCallBlock,
 )
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from pydantic import PrivateAttr
+
+try:
+    from llama_index.core.base.llms.types import ToolCallBlock
+except ImportError:  # before 0.14, tool calls are extra arguments
+    ToolCallBlock = None  # type: ignore[assignment, misc]
 
 
 def last_user(messages: Sequence[ChatMessage]) -> str:
@@ -89,7 +93,10 @@ class ToolLLM(EchoLLM, FunctionCallingLLM):
         self._seen.append(list(messages))
         if messages[-1].role == MessageRole.TOOL:
             return ChatResponse(message=ChatMessage(role="assistant", content=messages[-1].content))
-        call = ToolCallBlock(tool_call_id=f"call-{len(self._seen)}", tool_name="weather", tool_kwargs={"city": "Graz"})
+        name = f"call-{len(self._seen)}"
+        if ToolCallBlock is None:
+            return ChatResponse(message=ChatMessage(role="assistant", additional_kwargs={"tool_calls": [name]}))
+        call = ToolCallBlock(tool_call_id=name, tool_name="weather", tool_kwargs={"city": "Graz"})
         return ChatResponse(message=ChatMessage(role="assistant", blocks=[call]))
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -109,10 +116,7 @@ class ToolLLM(EchoLLM, FunctionCallingLLM):
         return {"messages": list(chat_history or []) + ([user_msg] if user_msg else [])}
 
     def get_tool_calls_from_response(self, response: ChatResponse, **kwargs: Any) -> list[ToolSelection]:
-        return [
-            ToolSelection(
-                tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=dict(block.tool_kwargs)
-            )  # type: ignore[arg-type]
-            for block in response.message.blocks
-            if isinstance(block, ToolCallBlock)
-        ]
+        message = response.message
+        blocks = [block for block in message.blocks if ToolCallBlock is not None and isinstance(block, ToolCallBlock)]
+        names = [block.tool_call_id or "" for block in blocks] or message.additional_kwargs.get("tool_calls", [])
+        return [ToolSelection(tool_id=name, tool_name="weather", tool_kwargs={"city": "Graz"}) for name in names]

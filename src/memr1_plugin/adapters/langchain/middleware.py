@@ -53,7 +53,7 @@ class MemoryR1State(AgentState[Any]):
     memr1_recalled: NotRequired[Annotated[str, PrivateStateAttr]]
 
 
-class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any, Any]):
+class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any]):
     """Memory for an agent; one instance serves all users and threads.
 
     >>> create_agent(model, tools, middleware=[MemoryR1Middleware(path="bot.db")])  # doctest: +SKIP
