@@ -58,7 +58,7 @@ def test_each_operation_is_read_with_the_real_id_of_the_place_it_names() -> None
 
 
 def test_an_update_takes_the_fact_unless_it_writes_a_merged_text() -> None:
-    """"UPDATE 1" replaces the memory by the fact; "UPDATE 1: text" by the text."""
+    """ "UPDATE 1" replaces the memory by the fact; "UPDATE 1: text" by the text."""
     plain, merged = (parse(line, [fact("new")], [item(5)]).operations[0] for line in ("UPDATE 1", "UPDATE 1: both"))
     assert (plain.new_text, merged.new_text) == ("new", "both")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -20,7 +20,7 @@ class Meter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add(self, name: str, n: int = 1) -> None:
         """Add `n` to the counter `name`."""
@@ -57,4 +57,4 @@ class Meter:
     def seconds(self) -> Mapping[str, float]:
         """A copy of the seconds by stage."""
         with self._lock:
-            return {name: float(s) for name, s in self._seconds.items()}
+            return dict(self._seconds)

@@ -12,7 +12,7 @@ import pytest
 gguf = pytest.importorskip("gguf", reason="the cpu extra is not installed")
 save_file = pytest.importorskip("safetensors.numpy", reason="the cpu extra is not installed").save_file
 
-from memr1_plugin.agents.gguf_base import geometry, made_once, requantised, to_nf4  # noqa: E402
+from memr1_plugin.agents.gguf_base import geometry, has_chat_template, made_once, requantised, to_nf4  # noqa: E402
 from memr1_plugin.agents.gguf_lora import VERSION, converted, interleaved  # noqa: E402
 from memr1_plugin.errors import InputError, LoraMismatchError, WeightsNotFoundError  # noqa: E402
 
@@ -243,6 +243,21 @@ def test_a_torn_gguf_file_is_named(tmp_path: Path, base: Path) -> None:
     for path in (torn, tmp_path / "absent.gguf"):
         with pytest.raises(WeightsNotFoundError, match=rf"{path.name}.*memr1 setup"):
             geometry(path)
+
+
+def test_a_chat_template_is_found_by_its_key(tmp_path: Path, base: Path) -> None:
+    """A base model has no template, also when one of its tokens is the key's name; a chat model has one."""
+    found = {}
+    for name in ("base", "chat"):
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        writer.add_array("tokenizer.ggml.tokens", ["tokenizer.chat_template", "x"])
+        if name == "chat":
+            writer.add_chat_template("{{ messages }}")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        found[name] = has_chat_template(tmp_path / f"{name}.gguf")
+    assert found == {"base": False, "chat": True}
 
 
 def test_a_file_is_made_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Q4_1, for which llama.cpp has no fast matrix product on x86; the same weights wr
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import tempfile
 from collections.abc import Callable
@@ -50,16 +51,36 @@ class Geometry:
     """(outputs, inputs) of each matrix, by its GGUF name."""
 
 
-def open_gguf(path: Path) -> Any:
-    """Open a GGUF file for reading; a missing or broken one is `WeightsNotFoundError`."""
+def check(path: Path) -> None:
+    """Raise `WeightsNotFoundError` unless `path` is a file that begins as GGUF files do. Reads four bytes."""
     if not path.is_file():
         raise WeightsNotFoundError(f"no GGUF file at {path}; expected the base model. Run: memr1 setup")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start != b"GGUF":
+        raise WeightsNotFoundError(f"{path} begins with {start!r}; expected a GGUF file. Name one, or run: memr1 setup")
+
+
+def open_gguf(path: Path) -> Any:
+    """Open a GGUF file for reading; a missing or broken one is `WeightsNotFoundError`.
+
+    Takes 2 s: the reader makes Python objects of 49,152 tokens. Nothing that every start does may call it.
+    """
+    check(path)
     try:
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
         raise WeightsNotFoundError(
             f"{path} is not a whole GGUF file ({error}); it may have been cut short. Delete it and run: memr1 setup"
         ) from error
+
+
+def has_chat_template(path: Path) -> bool:
+    """Say whether the file names a chat template: looks for the key as GGUF stores it, parsing nothing."""
+    key = gguf.Keys.Tokenizer.CHAT_TEMPLATE.encode()
+    stored = len(key).to_bytes(8, "little") + key + int(gguf.GGUFValueType.STRING).to_bytes(4, "little")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return view.find(stored) >= 0
 
 
 def geometry(path: Path) -> Geometry:
@@ -94,7 +115,7 @@ def requantised(source: Path, folder: Path, *, kind: str = "Q8_0") -> Path:
             bitsandbytes rounds them, and the model is the one that the 4-bit transformers engine serves.
     """
     _kinds(kind)
-    open_gguf(source)
+    check(source)
     name = f"{source.stem}-as-{kind}-{file_hash(source)}.gguf"
     return made_once(folder / name, lambda out: _rewrite(source, out, kind))
 

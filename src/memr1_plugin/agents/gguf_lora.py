@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from memr1_plugin.agents.gguf_base import Geometry, Matrix, file_hash, finish, geometry, made_once
+from memr1_plugin.agents.gguf_base import Geometry, Matrix, check, file_hash, finish, geometry, made_once
 from memr1_plugin.errors import LoraMismatchError, MissingExtraError
 
 try:
@@ -43,9 +43,9 @@ def converted(lora: Path, base: Path, folder: Path) -> Path:
     for file in (config, weights):
         if not file.is_file():
             raise LoraMismatchError(f"{lora} holds no {file.name}; expected a LoRA folder as PEFT saves it.")
-    shape = geometry(base)
-    key = f"{file_hash(config, weights)}-{shape.architecture}-{shape.heads}-{shape.kv_heads}-v{VERSION}"
-    return made_once(folder / f"lora-{key}.gguf", lambda out: convert(lora, shape, out))
+    check(base)
+    name = f"lora-{file_hash(config, weights, base)}-v{VERSION}.gguf"
+    return made_once(folder / name, lambda out: convert(lora, geometry(base), out))
 
 
 def convert(lora: Path, base: Geometry, out: Path) -> None:

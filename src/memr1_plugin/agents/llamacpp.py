@@ -124,7 +124,7 @@ class LlamaCppEngine:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="memr1-llamacpp")
         self._slots = _Slots(slots)
         self._tokens: dict[tuple[str, bool, bool], list[int]] = {}
-        self._template = self._read_template() if _has_template(weights) else ("", "")
+        self._template = self._read_template(weights)
 
     @property
     def id(self) -> str:
@@ -211,7 +211,11 @@ class LlamaCppEngine:
         reply = self._post("/tokenize", {"content": text, "add_special": first, "parse_special": frame})
         return [int(token) for token in reply["tokens"]]
 
-    def _read_template(self) -> tuple[str, str]:
+    def _read_template(self, weights: Path) -> tuple[str, str]:
+        from memr1_plugin.agents.gguf_base import has_chat_template
+
+        if not has_chat_template(weights):
+            return "", ""  # a base model: llama.cpp would make up a template, transformers would not
         messages = [{"role": "user", "content": _MARK}]
         head, mark, tail = self._post("/apply-template", {"messages": messages})["prompt"].partition(_MARK)
         if not mark:
@@ -322,19 +326,10 @@ def _start(params: Any) -> Any:
 
 
 def _weights(base: Path, folder: Path, kind: str | None) -> Path:
-    from memr1_plugin.agents.gguf_base import open_gguf, requantised
+    from memr1_plugin.agents.gguf_base import check, requantised
 
-    if kind is not None:
-        return requantised(base, folder, kind=kind)
-    open_gguf(base)
-    return base
-
-
-def _has_template(weights: Path) -> bool:
-    """False for a base model: llama.cpp would make up a template for it, transformers would not."""
-    from memr1_plugin.agents.gguf_base import open_gguf
-
-    return open_gguf(weights).get_field("tokenizer.chat_template") is not None
+    check(base)
+    return base if kind is None else requantised(base, folder, kind=kind)
 
 
 def _lora_file(lora: Path, base: Path, folder: Path) -> Path:

@@ -30,7 +30,7 @@ from memr1_plugin.training.shared import encode, keep_trainable
 
 try:
     import torch
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, PrinterCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
     from trl.trainer.grpo_config import GRPOConfig

@@ -244,7 +244,7 @@ def run_sft(recipe: Recipe, folder: str | Path, embedder: Embedder, *, max_steps
         metrics={"steps": trainer.state.global_step},
         settings={**recipe.trainer, **{f"lora {k}": v for k, v in recipe.lora.items()}},
     )
-    lora.save(trainer.model, folder / "final", run)
+    lora.save(model, folder / "final", run)
     return folder / "final"
 
 

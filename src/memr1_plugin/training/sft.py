@@ -27,7 +27,8 @@ try:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 except ImportError as error:
     raise MissingExtraError.of("trl", "train") from error
 
@@ -122,7 +123,7 @@ def _previous(batch: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.
     return places - 1
 
 
-class PackedTrainer(SFTTrainer):  # type: ignore[misc]
+class PackedTrainer(SFTTrainer):
     """`SFTTrainer` over packed rows: same optimiser, logging, checkpoints; a loss that knows the packing."""
 
     def compute_loss(
@@ -136,7 +137,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
-class SaveByTime(TrainerCallback):  # type: ignore[misc]
+class SaveByTime(TrainerCallback):
     """Saves a checkpoint when `minutes` have passed since the last one: steps have no fixed length here."""
 
     def __init__(self, minutes: float) -> None:
@@ -149,7 +150,7 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
             self.last = time.monotonic()
 
 
-class Validate(TrainerCallback):  # type: ignore[misc]
+class Validate(TrainerCallback):
     """Calls `score` with the model every `steps` steps and logs what it returns: generation, not loss, decides."""
 
     def __init__(self, score: Callable[[int], Mapping[str, float]], steps: int, log: RunLog) -> None:
@@ -239,7 +240,7 @@ def train(
         groups: examples that begin alike, together; each group becomes one row (of several steps' batch).
         score: called with the step, every `score_steps` steps; what it returns is logged as "val_...".
     """
-    folder = Path(settings.output_dir)
+    folder = Path(settings.output_dir or "runs")
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder)
     callbacks: list[TrainerCallback] = [log, SaveByTime(save_minutes)]
@@ -253,7 +254,7 @@ def train(
         data_collator=collate,
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))  # type: ignore[no-untyped-call]
     return trainer
 
 

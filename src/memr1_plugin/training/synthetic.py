@@ -368,7 +368,7 @@ def _about_one(world: _World, told: Telling) -> list[Question]:
             continue
         text = fill(world.rng.choice(options), told.golds, world.rng)
         category = "3" if ask.kind == "I" else "2" if _is_when(ask) else "4"
-        evidence = (told.turn_id,) if not _is_reply(ask, told) else (told.replied,)
+        evidence: tuple[str, ...] = (told.turn_id,) if not _is_reply(ask, told) else (told.replied,)
         if "both" in text and told.replied:
             evidence = (told.turn_id, told.replied)
         found.append(Question("", text, fill(gold, told.golds, world.rng), category, evidence))
