@@ -138,14 +138,17 @@ class PackedTrainer(SFTTrainer):
 
 
 class SaveByTime(TrainerCallback):
-    """Saves a checkpoint when `minutes` have passed since the last one: steps have no fixed length here."""
+    """Saves a checkpoint when `minutes` have passed since the last one, and at the last step.
+
+    Steps have no fixed length here; and what comes after training can fail, and must not cost the run.
+    """
 
     def __init__(self, minutes: float) -> None:
         self.seconds, self.last = minutes * 60, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a save when it is time."""
-        if time.monotonic() - self.last >= self.seconds:
+        if time.monotonic() - self.last >= self.seconds or state.global_step >= state.max_steps:
             control.should_save = True
             self.last = time.monotonic()
 
