@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memr1_plugin.adapters.wrap import wrap
     from memr1_plugin.errors import MemoryR1Error
     from memr1_plugin.memory import Memory
     from memr1_plugin.settings import Settings
@@ -25,8 +26,9 @@ _HOME = {
     "Scope": "types",
     "Settings": "settings",
     "Turn": "types",
+    "wrap": "adapters.wrap",
 }
-__all__ = ["Answer", "Change", "Memory", "MemoryItem", "MemoryR1Error", "Scope", "Settings", "Turn"]
+__all__ = ["Answer", "Change", "Memory", "MemoryItem", "MemoryR1Error", "Scope", "Settings", "Turn", "wrap"]
 __version__ = "0.1.0"
 
 

@@ -1,0 +1,166 @@
+"""Plain statements to a bot, with the Manager's gold operation: "I live in Lisbon.", "I moved to Berlin."
+
+`synthetic` writes how friends chat over months; people talk to a bot in short sentences about themselves, and a
+Manager that has only seen the first takes the second for small talk. Each example is one fact beside up to five
+memories of the same speaker; the values are made up, and no conversation is simulated here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from memr1_plugin.agents import manager
+from memr1_plugin.operations import render_operations
+from memr1_plugin.training.sft import Example
+from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing that people say of themselves, how it changes, how it ends, how it is said again."""
+
+    values: str
+    """Comma-separated."""
+    told: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+    """Replaces what was told; empty: a new value stands beside the old one."""
+    ended: tuple[str, ...] = ()
+    """Says that the old value is no longer true, and nothing new. {old} is the old value."""
+    again: tuple[str, ...] = ()
+    """Says nothing new."""
+
+
+_CITIES = "Lisbon,Berlin,Porto,Oslo,Madrid,Leeds,Denver,Austin,Kyoto,Lyon,Ghent,Turin,Boston,Cork,Perth,Quito"
+_NAMES = "Rex,Luna,Milo,Bella,Otto,Nala,Coco,Simba,Daisy,Bruno,Kiwi,Pepper"
+_PEOPLE = "Rosa,Tom,Mia,Paul,Ines,Carl,Nora,Hugo,Lena,Omar,Ruth,Ivan"
+_JOBS = "nurse,teacher,chef,plumber,lawyer,baker,pilot,dentist,carpenter,librarian,translator,florist"
+
+ATTRIBUTES = (
+    Attribute(
+        _CITIES,
+        ("I live in {v}.", "My home is in {v}.", "I'm based in {v}.", "I live in {v} with my family."),
+        ("I moved to {v}.", "I moved to {v} last week, I don't live in {old} any more.", "I live in {v} now."),
+        (),
+        ("I live in {v}, as I said.", "You know, I live in {v}."),
+    ),
+    Attribute(
+        _JOBS,
+        ("I work as a {v}.", "I'm a {v}.", "My job: I am a {v}."),
+        (
+            "I got a new job as a {v}!",
+            "I changed jobs, I'm a {v} now.",
+            "I stopped being a {old}; I work as a {v} now.",
+        ),
+        ("I lost my job as a {old}.", "I quit, I am not a {old} any more."),
+        ("I'm a {v}, you know.", "As a {v} I work a lot."),
+    ),
+    Attribute(
+        _NAMES,
+        ("I have a dog called {v}.", "My dog is called {v}.", "We got a dog, {v}."),
+        (),
+        ("I no longer have a dog, {old} died.", "We gave {old} the dog away."),
+        ("My dog is called {v}.", "{v} is my dog."),
+    ),
+    Attribute(
+        _NAMES,
+        ("I have a cat called {v}.", "My cat's name is {v}."),
+        (),
+        ("{old} the cat ran away for good.", "My cat {old} died."),
+        ("{v} is my cat.", "My cat is called {v}."),
+    ),
+    Attribute(_PEOPLE, ("My sister {v} is a doctor.", "My sister is called {v}.", "{v} is my sister.")),
+    Attribute(_PEOPLE, ("My brother {v} lives abroad.", "My brother is called {v}.", "My brother {v} is a farmer.")),
+    Attribute(
+        "tea,coffee,matcha,cocoa,lemonade,mint tea",
+        ("My favourite drink is {v}.", "I like {v} best."),
+        ("My favourite drink is {v} now, not {old}.", "I switched from {old} to {v}."),
+        ("I don't drink {old} any more.",),
+        ("{v} is my favourite drink.",),
+    ),
+    Attribute(
+        "peanuts,gluten,milk,shellfish,cats,pollen",
+        ("I'm allergic to {v}.", "I have an allergy: {v}."),
+        (),
+        ("My allergy to {old} is gone.", "I'm not allergic to {old} any more."),
+        ("I can't stand {v}, I'm allergic to it.", "Remember, I'm allergic to {v}."),
+    ),
+    Attribute(
+        "the violin,the piano,chess,golf,tennis,the drums,badminton",
+        ("I play {v}.", "I started to play {v}.", "On Sundays I play {v}."),
+        (),
+        ("I gave up {old}.", "I don't play {old} any more."),
+        ("I play {v}, you know.",),
+    ),
+    Attribute(
+        "red,blue,green,black,yellow,white",
+        ("I bought a {v} bike.", "My bike is {v}."),
+        ("I painted my bike {v}.", "My new bike is {v}, the {old} one is sold."),
+        ("My {old} bike was stolen.",),
+        ("My bike is {v}.",),
+    ),
+    Attribute(
+        "3 March,14 June,9 May,27 July,1 October,30 August,12 December",
+        ("My birthday is on {v}.", "I was born on {v}."),
+        ("I told you wrong, my birthday is on {v}.",),
+        (),
+        ("My birthday: {v}.",),
+    ),
+    Attribute(
+        "Rome,Japan,Iceland,Peru,Kenya,Malta,Norway", ("I went to {v} for a holiday.", "I visited {v} in spring.")
+    ),
+    Attribute("Dune,Emma,Ulysses,Hamlet,Dracula,Momo", ("I'm reading {v}.", "I finished the book {v}.")),
+    Attribute(
+        "a Golf,a Tesla,a Fiat,a Volvo,a van",
+        ("I drive {v}.", "My car is {v}."),
+        ("I sold my car and bought {v}.", "I drive {v} now instead of {old}."),
+        ("I sold {old}, I have no car now.",),
+        ("I drive {v}.",),
+    ),
+    Attribute("a marathon,a talk,an exam,a concert,a wedding", ("Next month I have {v}.", "I'm preparing for {v}.")),
+    Attribute("Spanish,Dutch,Greek,Korean,Arabic", ("I'm learning {v}.", "I take {v} lessons.")),
+)
+_SPEAKERS = ("user", "user", *_PEOPLE.split(","), "Ana", "Ben", "Kim", "Sam")
+
+
+def examples(seed: int, count: int) -> Iterator[Example]:
+    """Yield `count` seeded examples: 45 % ADD, 25 % UPDATE, 15 % DELETE, 15 % NOOP (of a repetition)."""
+    rng = random.Random(seed)
+    made = 0
+    while made < count:
+        kind = rng.choices(list(OperationKind), (45, 25, 15, 15))[0]
+        example = _example(rng, kind)
+        if example is not None:
+            made += 1
+            yield example
+
+
+def _example(rng: random.Random, kind: OperationKind) -> Example | None:
+    speaker, at = rng.choice(_SPEAKERS), datetime(rng.randint(2019, 2026), rng.randint(1, 12), 1, tzinfo=timezone.utc)
+    topic = rng.choice([attribute for attribute in ATTRIBUTES if _forms(attribute, kind)])
+    others = rng.sample([attribute for attribute in ATTRIBUTES if attribute is not topic], rng.randint(1, 4))
+    known = others if kind is OperationKind.ADD else [*others, topic]
+    rng.shuffle(known)
+    old, memories = "", []
+    for n, attribute in enumerate(known, 1):
+        at += timedelta(days=rng.randint(0, 9))
+        value = rng.choice(attribute.values.split(","))
+        old = value if attribute is topic else old
+        memories.append(MemoryItem(n, Scope(), rng.choice(attribute.told).format(v=value), speaker, at, at, at))
+    new = old if kind is OperationKind.NOOP else rng.choice([v for v in topic.values.split(",") if v != old])
+    text = rng.choice(_forms(topic, kind)).format(v=new, old=old)
+    if any(text == memory.text for memory in memories):
+        return None  # an exact repetition never reaches the model
+    fact = Fact(text, speaker, at + timedelta(days=rng.randint(0, 40)))
+    target = known.index(topic) + 1 if kind in (OperationKind.UPDATE, OperationKind.DELETE) else None
+    gold = render_operations([Operation(kind, fact, target)], [fact], memories)
+    return Example(manager.prompt([fact], memories, trained=True), gold)
+
+
+def _forms(attribute: Attribute, kind: OperationKind) -> tuple[str, ...]:
+    """The ways to say something of this attribute that calls for `kind`."""
+    return {"ADD": attribute.told, "UPDATE": attribute.changed, "DELETE": attribute.ended}.get(
+        kind.value, attribute.again
+    )
