@@ -1,7 +1,7 @@
 """A bot that remembers: three sessions of one user, the last one in another process.
 
-A real model on this machine does all of it: SmolLM2-135M in 4 bits with the LoRAs that ship, MiniLM, SQLite and
-FAISS. It keeps the memory (ADD, UPDATE, DELETE) and answers. It is too small for small talk (told of a dog, it is
+A real model on this machine does all of it: SmolLM2-135M in 4 bits with what LoRAs ship for it, MiniLM, SQLite and
+FAISS. It keeps the memory and answers. It is too small for small talk (told of a dog, it is
 sorry for your loss), so this bot says "Noted." to what it is told, and only what it is asked reaches the model.
 
     python examples/demo.py            run it in a fresh folder
