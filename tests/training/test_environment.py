@@ -17,14 +17,8 @@ from memr1_plugin.evaluation.datasets import Conversation, Question
 from memr1_plugin.operations import parse
 from memr1_plugin.testing import HashEmbedder, ScriptedModel
 from memr1_plugin.training import rewards
-from memr1_plugin.training.environment import (
-    AnswerEnvironment,
-    CollapseWarning,
-    Histogram,
-    ManagerEnvironment,
-    Outcome,
-    digest,
-)
+from memr1_plugin.training.environment import AnswerEnvironment, ManagerEnvironment, digest
+from memr1_plugin.training.histogram import CollapseWarning, Histogram
 from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
 
 MONDAY = datetime(2026, 3, 2, tzinfo=timezone.utc)
@@ -216,27 +210,22 @@ def test_an_unanswerable_question_rewards_silence() -> None:
     assert silent.breakdown.total == sum(rewards.ANSWER_WEIGHTS.values()) and guess.breakdown.parts["token_f1"] == 0.0
 
 
-def outcome(*choices: str) -> Outcome:
-    """An outcome of which only the choices matter."""
-    return Outcome(rewards.combine({"token_f1": 1.0}, {"token_f1": 1.0}), "s", choices)
-
-
 def test_a_collapse_is_said_once_and_again_only_after_a_recovery() -> None:
     """95 of 100 decisions alike is a warning that says what to do; variety takes it back."""
     histogram = Histogram(["ADD", "NOOP"], window=100)
-    shares = histogram.observe([outcome("ADD"), *[outcome("NOOP")] * 3])
+    shares = histogram.observe(["ADD", *["NOOP"] * 3])
     assert shares == {"operations/ADD": 0.25, "operations/NOOP": 0.75}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        histogram.observe([outcome("NOOP")] * 90)
+        histogram.observe(["NOOP"] * 90)
     with pytest.warns(CollapseWarning, match="99% of the last 100 decisions are NOOP"):
-        histogram.observe([outcome("NOOP")] * 6)
+        histogram.observe(["NOOP"] * 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        histogram.observe([outcome("NOOP")] * 50)
-        histogram.observe([outcome("ADD")] * 50)
+        histogram.observe(["NOOP"] * 50)
+        histogram.observe(["ADD"] * 50)
     with pytest.warns(CollapseWarning, match="ADD"):
-        histogram.observe([outcome("ADD")] * 50)
+        histogram.observe(["ADD"] * 50)
 
 
 def test_a_digest_is_of_what_the_memories_say() -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-import warnings
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +24,7 @@ from memr1_plugin.operations import Parsed, parse
 from memr1_plugin.retrieval import Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.training import rewards
+from memr1_plugin.training.histogram import Histogram
 from memr1_plugin.training.rewards import RewardBreakdown
 from memr1_plugin.types import Answer, Fact, MemoryItem, Operation, OperationKind, Scope
 
@@ -149,41 +148,6 @@ class Environment(Protocol):
         """Count what was decided; return the shares, and warn of a collapse."""
 
 
-class CollapseWarning(UserWarning):
-    """The policy decides one and the same thing nearly always: all NOOP, all DELETE, all abstentions."""
-
-
-class Histogram:
-    """Counts decisions over a window; says so when one of them takes all."""
-
-    def __init__(self, kinds: Sequence[str], *, window: int = 200, limit: float = 0.95) -> None:
-        self.kinds, self.limit = tuple(kinds), limit
-        self._recent: deque[str] = deque(maxlen=window)
-        self._warned = False
-
-    def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """Add a batch; return each kind's share of it as "operations/<kind>"."""
-        batch = [choice for outcome in outcomes for choice in outcome.choices]
-        self._recent.extend(batch)
-        self._warn()
-        counts = Counter(batch)
-        return {f"operations/{kind}": counts[kind] / len(batch) if batch else 0.0 for kind in self.kinds}
-
-    def _warn(self) -> None:
-        if len(self._recent) < (self._recent.maxlen or 0):
-            return
-        kind, count = Counter(self._recent).most_common(1)[0]
-        share = count / len(self._recent)
-        if share >= self.limit and not self._warned:
-            warnings.warn(
-                f"{share:.0%} of the last {len(self._recent)} decisions are {kind}: the policy has collapsed or is "
-                "about to. Look at transcripts.jsonl; raise beta or evidence_coverage, or lower learning_rate.",
-                CollapseWarning,
-                stacklevel=2,
-            )
-        self._warned = share >= self.limit
-
-
 class ManagerEnvironment:
     """Rewards operations by how well the frozen Answer Agent answers afterwards.
 
@@ -234,7 +198,7 @@ class ManagerEnvironment:
 
     def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """Shares of ADD, UPDATE, DELETE, NOOP and refused lines; warns of a collapse."""
-        return self.histogram.observe(outcomes)
+        return self.histogram.observe([choice for outcome in outcomes for choice in outcome.choices])
 
     def rollout_greedily(self) -> list[Outcome]:
         """Let the Manager decide every episode, as serving does."""
@@ -353,7 +317,7 @@ class AnswerEnvironment:
 
     def observe(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """Shares of answers, abstentions and completions outside the language; warns of a collapse."""
-        return self.histogram.observe(outcomes)
+        return self.histogram.observe([choice for outcome in outcomes for choice in outcome.choices])
 
     def rollout_greedily(self) -> list[Outcome]:
         """Let the Answer Agent answer every episode, as serving does."""
