@@ -1,8 +1,8 @@
-"""The base model's GGUF file: its geometry, and a copy of it in the format that the CPU computes fastest.
+"""The base model's GGUF file: its geometry, and a copy of it in the format that is to be computed.
 
 It downloads nothing (`models` finds the weights) and runs nothing (`llamacpp` does). The file as shipped is
-Q4_1, for which llama.cpp has no fast matrix product on x86; the same weights written as Q8_0 read a prompt
-1.7 times as fast, take 145 MB instead of 98 and lose nothing that can be measured (docs/engines.md).
+Q4_1, with which llama.cpp also rounds every layer's inputs to eight bits; the same weights as F16 are computed
+as transformers computes them in float32, and as fast (docs/engines.md has the table).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _value(reader: Any, key: str, path: Path) -> Any:
     return field.contents()
 
 
-def requantised(source: Path, folder: Path, *, kind: str = "Q8_0") -> Path:
+def requantised(source: Path, folder: Path, *, kind: str = "F16") -> Path:
     """Return `source` with its quantised matrices written as `kind`; made once (seconds), then found in `folder`.
 
     Args:

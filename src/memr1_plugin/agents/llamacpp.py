@@ -88,7 +88,7 @@ class LlamaCppEngine:
         *,
         loras: Mapping[Role, tuple[Path, LoraInfo]] | None = None,
         cache: str | Path | None = None,
-        kind: str | None = "Q8_0",
+        kind: str | None = "F16",
         context_tokens: int = CONTEXT_TOKENS,
         slots: int = SLOTS,
         threads: int | None = None,
