@@ -4,7 +4,7 @@ Prompts are those of serving: turns of LoCoMo with the memories related to them,
 candidates. What is not measured here: retrieval, the bank, many callers (`scale.py`). Run:
 
     python benchmarks/engines.py --prompts 200 --threads 1 --save engines.json
-    python benchmarks/engines.py --engines nf4,llama.cpp:F16 --prompts 40
+    python benchmarks/engines.py --engines dense:float32,llama.cpp --prompts 200 --untimed
 """
 
 from __future__ import annotations
