@@ -6,6 +6,7 @@ Not here: search (`index`, `text_index`) and everything that writes.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,13 +71,15 @@ def items(
             bound,
         )
         return [item_of(row, scope) for row in rows]
-    found: dict[int, MemoryItem] = {}
-    for item_id in dict.fromkeys(ids):
-        rows = connection.execute(
-            f"SELECT {ITEM} FROM items WHERE scope_id = :scope AND id = :id AND {seen}", {**bound, "id": item_id}
-        )
-        found.update((row[0], item_of(row, scope)) for row in rows)
-    return list(found.values())[offset : None if limit is None else offset + limit]
+    wanted = list(dict.fromkeys(ids))
+    # One bound value, whatever the number of ids: SQLite limits how many values a statement may bind.
+    rows = connection.execute(
+        f"SELECT {ITEM} FROM items WHERE scope_id = :scope AND {seen} AND id IN (SELECT value FROM json_each(:ids))",
+        {**bound, "ids": json.dumps(wanted)},
+    )
+    found = {row[0]: item_of(row, scope) for row in rows}
+    ordered = [found[item_id] for item_id in wanted if item_id in found]
+    return ordered[offset : None if limit is None else offset + limit]
 
 
 def items_as_of(
