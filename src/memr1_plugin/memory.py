@@ -209,7 +209,7 @@ class Memory:
         """Turn -> facts -> related memories -> operations -> changes."""
         facts = self._extract(turn)
         with self.meter.stage("retrieve"):
-            related = [self._related(fact, turn.scope) for fact in facts]
+            related = [self.retriever.related(fact, turn.scope) for fact in facts]
         with self.meter.stage("manage"):
             decision = self.manager.decide(facts, related)
         self.meter.spent(decision.completion)
@@ -230,11 +230,6 @@ class Memory:
         with self.meter.stage("extract"):
             return self.extractor.extract(turn, self.bank.previous_turn(turn))
 
-    def _related(self, fact: Fact, scope: Scope) -> list[MemoryItem]:
-        return self.retriever.search(
-            f"{fact.speaker}: {fact.text}", scope, self.settings.related, floor=self.settings.related_floor
-        )
-
     def _count(self, facts: Sequence[Fact], changes: Iterable[Change], rejected: Iterable[str]) -> None:
         self.meter.add("facts", len(facts))
         for change in changes:
@@ -243,7 +238,7 @@ class Memory:
             self.meter.add(f"rejected:{reason}")
 
     def _manage_some(self) -> bool:
-        """One round of the background writer: the oldest pending turn of each scope that has one."""
+        """One round of the background writer: the oldest turns of each scope that waits; says whether more wait."""
         pending = self.bank.pending(limit=64)
         for scope in dict.fromkeys(turn.scope for turn in pending):
             self._manage_scope(scope, limit=16)

@@ -26,7 +26,7 @@ from memr1_plugin.dates import MONTHS
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import InputError
 from memr1_plugin.settings import Settings
-from memr1_plugin.types import MemoryItem, Scope, aware, clean_text
+from memr1_plugin.types import Fact, MemoryItem, Scope, aware, clean_text
 
 VIEWS: tuple[View, View] = ("text", "context")
 RANK_K = 5
@@ -118,13 +118,21 @@ class Retriever:
                 return chosen
             depth *= 4  # the quota or the speaker ate the candidates
 
+    def related(self, fact: Fact, scope: Scope) -> list[MemoryItem]:
+        """Return the memories that the Manager is shown beside `fact`, best first; in serving and in training."""
+        settings = self._settings
+        return self.search(f"{fact.speaker}: {fact.text}", scope, settings.related, floor=settings.related_floor)
+
     def _find(self, query: str, scope: Scope, depth: int) -> _Found:
         """Search a scope as it is now."""
         first = self._bank.search_text(scope, query, depth, view="text")
         items = self._fetch(scope, (item_id for item_id, _ in first))
         named = _named(query, {item.speaker for item in items.values()})
         asked = _without(query, named)
-        by_text = [self._bank.search_text(scope, asked, depth, view=view) for view in VIEWS]
+        by_text = [
+            first if view == "text" and asked == query else self._bank.search_text(scope, asked, depth, view=view)
+            for view in VIEWS
+        ]
         vector = self._embed(asked)
         by_vector = [self._bank.search_vectors(scope, vector, depth, view=view) for view in VIEWS]
         ids = dict.fromkeys(item_id for ranking in (*by_vector, *by_text) for item_id, _ in ranking)

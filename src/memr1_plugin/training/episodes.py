@@ -196,24 +196,13 @@ class Replay:
         self.bank.record([turn])
         return self.extractor.extract(turn, self.bank.previous_turn(turn))
 
-    def related(self, fact: Fact) -> list[MemoryItem]:
-        """The memories that serving shows the Manager for `fact`."""
-        settings = self.settings
-        query = f"{fact.speaker}: {fact.text}"
-        scope = self.scope_of(fact)
-        return self.retriever.search(query, scope, settings.related, floor=settings.related_floor)
-
-    def scope_of(self, fact: Fact) -> Scope:
-        """The scope of the turn that `fact` comes from: a replay holds one conversation."""
-        return self.bank.scopes()[0]
-
     def tell(self, turn: Turn) -> None:
         """Take one turn in."""
         facts = self.facts(turn)
         if self.manager is None:
             operations: Sequence[Operation] = [Operation(OperationKind.ADD, fact) for fact in facts]
         else:
-            operations = self.manager.decide(facts, [self.related(fact) for fact in facts]).operations
+            operations = self.manager.decide(facts, [self.retriever.related(f, turn.scope) for f in facts]).operations
         self.bank.apply(turn.scope, operations, turns=[turn])
 
     def search(self, question: Question | Linked, scope: Scope, k: int) -> list[MemoryItem]:
@@ -284,7 +273,8 @@ def manager_episodes(
         for n, turn in enumerate(conversation.turns):
             oldest = conversation.turns[max(0, n - window)].at if window else None
             facts = replay.facts(turn)
-            related = [[m for m in replay.related(f) if oldest is None or m.at >= oldest] for f in facts]
+            found = [replay.retriever.related(fact, turn.scope) for fact in facts]
+            related = [[m for m in items if oldest is None or m.at >= oldest] for items in found]
             episode = _manager_episode(conversation, turn, facts, related, gold, tuple(complete.get(n, ())))
             if episode is not None:
                 yield replace(episode, bank=_bank_before(replay, conversation.scope) if keep_banks else None)
