@@ -334,12 +334,8 @@ class Door:
             yield call("observe_many", turns)
         return turns
 
-    def follow(self, said: Sequence[Said]) -> None:
-        """Record what of `said`, a window onto a dialogue that somebody else keeps, is new at its end."""
-        self.run("record", self._follow(said), None)
-
     async def afollow(self, said: Sequence[Said]) -> None:
-        """Async twin of `follow`."""
+        """Record what of `said`, a window onto a dialogue that somebody else keeps, is new at its end."""
         await self.arun("record", self._follow(said), None)
 
     def _follow(self, said: Sequence[Said]) -> Flow[None]:

@@ -21,7 +21,6 @@ from memr1_plugin.agents.engine import Engine, Prompt, Role
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import InputError
 from memr1_plugin.evaluation.datasets import Conversation, Question
-from memr1_plugin.extraction import VerbatimExtractor
 from memr1_plugin.memory import Memory
 from memr1_plugin.operations import one_line, render_date, render_memories, render_said
 from memr1_plugin.settings import Settings
@@ -112,7 +111,7 @@ def build(
 def add_raw(memory: Memory, turn: Turn) -> None:
     """Remember a turn as it stands, with no Manager: always ADD."""
     memory.bank.record([turn])
-    facts = VerbatimExtractor().extract(turn, memory.bank.previous_turn(turn))
+    facts = memory.extractor.extract(turn, memory.bank.previous_turn(turn))
     operations = [Operation(OperationKind.ADD, fact) for fact in facts]
     memory.bank.apply(turn.scope, operations, turns=[turn], source="rule")
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memr1_plugin import prompts
-from memr1_plugin.agents import answerer, manager, tokens
+from memr1_plugin.agents import tokens
 from memr1_plugin.agents.decoding import Decoder
 from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
+from memr1_plugin.agents.models import trained_prompt_hash
 from memr1_plugin.errors import InputError, MissingExtraError, ModelError
 
 try:
@@ -90,8 +90,7 @@ class SharedBase:
         """The adapter of `role`, always on the current prompt; None: the base model, zero-shot."""
         if role not in self._adapters:
             return None
-        template = manager.TRAINED if role is Role.MANAGER else answerer.TRAINED
-        return LoraInfo(self._adapters[role], prompts.load(template).hash)
+        return LoraInfo(self._adapters[role], trained_prompt_hash(role))
 
     def complete(self, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
         """Complete each prompt greedily, prompts that begin alike and are similarly long together; order is kept."""
