@@ -50,11 +50,11 @@ def test_the_cheap_path_can_be_switched_off() -> None:
 
 
 def test_all_open_facts_of_a_turn_are_one_call_over_the_union_of_what_is_related() -> None:
-    """Two facts that share a related memory see it once, by date, under one number."""
+    """Two facts that share a related memory see it once, under one number; what is most related comes first."""
     engine = ScriptedModel(["UPDATE 1\nADD"])
     rome, cat = item(7, "I live in Rome."), item(9, "My cat is Rex.", days=1)
     decision = Manager(engine).decide(
-        [fact("I moved to Berlin."), fact("New thing."), fact("Rex is grey.")], [[cat, rome], [], [cat]]
+        [fact("I moved to Berlin."), fact("New thing."), fact("Rex is grey.")], [[rome, cat], [], [cat]]
     )
     [asked] = engine.prompts
     assert asked.body.count("Rex.") == 1 and asked.body.index("1. ") < asked.body.index("I live in Rome")

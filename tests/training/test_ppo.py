@@ -129,9 +129,9 @@ def test_the_critic_reads_the_state_before_each_token(batch: tuple[MemoryPPOTrai
     ids = torch.cat([found["prompt_ids"], found["completion_ids"]], dim=1)
     attention = torch.cat([found["prompt_mask"], found["completion_mask"]], dim=1)
     n_tokens = found["completion_ids"].size(1)
-    with torch.no_grad(), trainer._keeping_hidden() as hidden:
+    with torch.no_grad(), trainer._keeping_states() as kept:
         trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, n_tokens)
-        values = trainer._values(hidden, n_tokens)
+        values = trainer._values(kept)
         states = trainer.model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states[-1]
     place = found["prompt_ids"].size(1)
     expected = trainer.critic(states[:, place - 1 : place + n_tokens - 1])
@@ -162,11 +162,11 @@ def test_the_critic_comes_to_explain_the_returns(tmp_path: Path) -> None:
     ids = torch.cat([found["prompt_ids"], found["completion_ids"]], dim=1)
     attention = torch.cat([found["prompt_mask"], found["completion_mask"]], dim=1)
     n_tokens = found["completion_ids"].size(1)
-    with torch.no_grad(), trainer._keeping_hidden() as hidden:
+    with torch.no_grad(), trainer._keeping_states() as kept:
         trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, n_tokens)
     for _ in range(400):
-        trainer._learn_values(hidden, found)
-    values = trainer._values(hidden, n_tokens)
+        trainer._learn_values(kept, found)
+    values = trainer._values(kept)
     assert trainer._metrics["train"]["value/explained_variance"] == pytest.approx([0.0], abs=0.05)
     assert ppo.explained_variance(values, found["returns"], found["completion_mask"]) > 0.5
 

@@ -85,7 +85,7 @@ class Manager:
         Args:
             facts: the turn's facts, in order.
             related: for each fact the memories related to it, most related first; the prompt shows their
-                union, by date.
+                union, most related first.
 
         Raises:
             ModelError: the engine failed. A completion that makes no sense is not an error but a `Rejection`.
@@ -104,6 +104,10 @@ class Manager:
 
 
 def union(groups: Sequence[Sequence[MemoryItem]]) -> list[MemoryItem]:
-    """Return the distinct items of all groups by date, as the prompt lists them."""
-    distinct = {item.id: item for group in groups for item in group}
-    return sorted(distinct.values(), key=lambda item: (item.at, item.id))
+    """Return the distinct items of all groups, each group's most related first, as the prompt lists them.
+
+    A small model finds what a fact replaces far more surely when that is usually memory 1 (training/LOG.md).
+    """
+    longest = max(map(len, groups), default=0)
+    ranked = [item for rank in range(longest) for group in groups for item in group[rank : rank + 1]]
+    return list({item.id: item for item in ranked}.values())

@@ -109,7 +109,7 @@ class ManagerEpisode:
     scope: Scope
     facts: tuple[Fact, ...]
     memories: tuple[MemoryItem, ...]
-    """By date, as the prompt lists them."""
+    """Most related first, as the prompt lists them."""
     ruled: tuple[Operation, ...]
     """Operations on the turn's other facts, which were certain."""
     questions: tuple[Linked, ...]

@@ -9,6 +9,7 @@ Departures from TRL, each for a reason:
 2. The order of episodes depends on seed and epoch alone (TRL's sampler starts again at the first order when resumed).
 3. Completions waiting to be trained on are part of a checkpoint.
 4. Validation answers greedily through the environment, not by sampling.
+5. Completions to one prompt share its computation, in sampling and in the loss (`groups`).
 """
 
 # ruff: noqa: N806 (tensor names carry their shapes: rewards_N)
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from memr1_plugin.errors import DataError, InputError, MissingExtraError
+from memr1_plugin.training import groups
 from memr1_plugin.training.environment import Environment, Outcome
 from memr1_plugin.training.run_log import RunLog
 from memr1_plugin.training.shared import encode, keep_trainable
@@ -33,6 +35,7 @@ try:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, PrinterCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+    from trl.models.utils import unwrap_model_for_generation
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.utils import RepeatSampler
@@ -96,6 +99,8 @@ class EpisodeTrainer(GRPOTrainer):
         self.environment, self.validation, self.samples = environment, validation, samples
         self._outcomes: dict[tuple[int, str], Outcome] = {}
         self._rewards_N: torch.Tensor | None = None
+        self._states: list[torch.Tensor] | None = None
+        """A list while somebody (PPO's critic) wants the hidden states that tokens are predicted from."""
         data, self._ids_of = _dataset(environment, tokenizer)
         self._check_sizes(args, model)
         keep_trainable(model)
@@ -146,6 +151,54 @@ class EpisodeTrainer(GRPOTrainer):
             seed=self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
+
+    # -- one prompt, several completions ---------------------------------------------------------------------------
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        *rest: Any,
+        **more: Any,
+    ) -> Any:
+        """Sample as TRL does, computing a prompt once for all its completions; vLLM does that by itself."""
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            given = (prompt_ids, images, multimodal_fields, num_generations, *rest)
+            return super()._generate_single_turn(*given)  # type: ignore[no-untyped-call]
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as model:
+            return groups.sample(model, prompt_ids, self.generation_config, self.eos_token_ids), None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """What TRL computes, packed by prompt; all rows at once, whatever `batch_size` is: they are few tokens now."""
+        cut = input_ids.size(1) - logits_to_keep
+        with self.accelerator.autocast():
+            logps, entropies = groups.logps(
+                model,
+                groups.rows_of(input_ids[:, :cut], attention_mask[:, :cut]),
+                groups.rows_of(input_ids[:, cut:], attention_mask[:, cut:]),
+                logits_to_keep,
+                temperature=self.temperature,
+                entropies=compute_entropy,
+                states=self._states,
+                at_once=self.accelerator.num_processes > 1,
+            )
+        return logps, entropies, None
 
     # -- from a completion to a reward -----------------------------------------------------------------------------
 

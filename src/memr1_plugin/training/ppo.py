@@ -131,30 +131,22 @@ class MemoryPPOTrainer(EpisodeTrainer):
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), lr=self.args.critic_learning_rate, weight_decay=0.0
         )
-        self._hidden: list[Tensor] | None = None
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        getattr(base, base.base_model_prefix).register_forward_hook(self._keep_hidden)
 
     # -- values ----------------------------------------------------------------------------------------------------
 
-    def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
-        if self._hidden is not None:
-            self._hidden.append((output[0] if isinstance(output, tuple) else output.last_hidden_state).detach())
-
     @contextmanager
-    def _keeping_hidden(self) -> Iterator[list[Tensor]]:
-        """Collect the last hidden states of every forward pass inside: the critic reads what the policy computed."""
+    def _keeping_states(self) -> Iterator[list[Tensor]]:
+        """Collect the hidden states of every forward pass inside: the critic reads what the policy computed."""
         kept: list[Tensor] = []
-        self._hidden = kept
+        self._states = kept
         try:
             yield kept
         finally:
-            self._hidden = None
+            self._states = None
 
-    def _values(self, hidden: list[Tensor], n_tokens: int) -> Tensor:
+    def _values(self, states: list[Tensor]) -> Tensor:
         """Return (B, T): the value before each completion token, read where that token is predicted from."""
-        states_B_T_H = torch.cat([h[:, -n_tokens - 1 : -1] for h in hidden])
-        values: Tensor = self.critic(states_B_T_H)
+        values: Tensor = self.critic(torch.cat(states))
         return values
 
     # -- a batch of completions ------------------------------------------------------------------------------------
@@ -166,7 +158,7 @@ class MemoryPPOTrainer(EpisodeTrainer):
         start = self.accelerator.process_index * len(inputs)
         scores_B = self._rewards_N[start : start + len(inputs)]
         mask = output["completion_mask"]
-        with torch.no_grad(), self._keeping_hidden() as hidden:
+        with torch.no_grad(), self._keeping_states() as states:
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
@@ -174,7 +166,7 @@ class MemoryPPOTrainer(EpisodeTrainer):
                 mask.size(1),
                 batch_size=self.args.per_device_train_batch_size,
             )
-            values = self._values(hidden, mask.size(1))
+            values = self._values(states)
         kl = logps - output["ref_per_token_logps"] if self.beta else None
         rewards = token_rewards(scores_B, mask, kl if self.args.kl_in_reward else None, self.beta)
         advantages, returns = gae(rewards, values, mask, self.args.gamma, self.args.gae_lambda)
@@ -207,18 +199,18 @@ class MemoryPPOTrainer(EpisodeTrainer):
         beta = self.beta
         self.beta = 0.0 if self.args.kl_in_reward else beta
         try:
-            with self._keeping_hidden() as hidden:
+            with self._keeping_states() as states:
                 loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         finally:
             self.beta = beta
         if model.training:
-            self._learn_values(hidden, inputs)
+            self._learn_values(states, inputs)
         return loss
 
-    def _learn_values(self, hidden: list[Tensor], inputs: dict[str, Any]) -> None:
+    def _learn_values(self, states: list[Tensor], inputs: dict[str, Any]) -> None:
         mask = inputs["completion_mask"]
         with torch.enable_grad():
-            values = self._values(hidden, mask.size(1))
+            values = self._values(states)
             loss, clipped = value_loss(values, inputs["old_values"], inputs["returns"], mask, self.args.value_clip)
             (loss / self.current_gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         log = self._metrics["train"]

@@ -17,9 +17,10 @@ from pathlib import Path
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
-from memr1_plugin.training import synthetic
-from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, grouped, manager_examples
+from memr1_plugin.training import statements, synthetic
+from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, grouped, manager_episodes, manager_examples
 from memr1_plugin.training.sft import Example
+from memr1_plugin.training.synthetic import Gold
 from memr1_plugin.types import OperationKind, Turn
 
 CHATTER_WORDS = (12, 45)
@@ -72,10 +73,10 @@ def interrupted(conversation: Conversation, lines: Sequence[str], rng: random.Ra
 
 
 def synthetic_groups(amount: Amount, embedder: Embedder, lines: Sequence[str] = ()) -> Iterator[list[Example]]:
-    """Answer examples from synthetic conversations, six in ten of them interrupted by chatter."""
+    """Answer examples from synthetic conversations: six in ten interrupted by chatter, one in four told by "user"."""
     rng = random.Random(amount.seed)
     for one in synthetic.conversations(amount.seed, amount.conversations):
-        told = one.conversation
+        told = as_user(one.conversation) if rng.random() < 0.25 else one.conversation
         if lines and rng.random() < 0.6:
             told = interrupted(told, lines, rng, len(told.turns) // 8)
         yield from grouped(answer_episodes(told, embedder), rng, groups=amount.groups)
@@ -89,17 +90,85 @@ def file_groups(path: str | Path, groups: int, embedder: Embedder, seed: int = 0
             yield from grouped(answer_episodes(conversation, embedder), rng, groups=groups)
 
 
-def operation_groups(amount: Amount, embedder: Embedder, *, noop_share: float = 0.35) -> list[list[Example]]:
-    """Manager examples from synthetic conversations, NOOPs thinned so that they do not drown the rest."""
+KEPT = {OperationKind.NOOP: 0.09, OperationKind.ADD: 0.3}
+"""Share of the synthetic NOOPs (of small talk) and ADDs that is kept: what is rare is to be learned too."""
+IN_A_ROW = 4
+"""Manager examples in one packed row; they share nothing, but a step of short rows is a waste."""
+
+
+def operation_groups(
+    amount: Amount, embedder: Embedder, *, longmemeval: str | Path = "", plain: int = 0
+) -> list[list[Example]]:
+    """Manager examples: synthetic conversations full of changes, `plain` statements to a bot, LongMemEval's evidence.
+
+    What real users say of themselves (LongMemEval) is to be added, and next to nothing of it replaces anything: a
+    Manager that has only seen invented talk finds contradictions where there are none.
+    """
     rng = random.Random(amount.seed)
-    told = synthetic.conversations(amount.seed, amount.conversations)
-    kept = [
-        example
-        for kind, example in manager_examples(told, embedder)
-        if kind is not OperationKind.NOOP or rng.random() < noop_share
-    ]
+    told = synthetic.conversations(amount.seed, amount.conversations, sessions=(5, 8), changing=0.45)
+    found = manager_examples(told, embedder)
+    kept = [example for kind, example in found if rng.random() < KEPT.get(kind, 1.0)]
+    kept += statements.examples(amount.seed, plain)
+    kept += list(longmemeval_additions(longmemeval, embedder, amount.seed)) if longmemeval else []
     rng.shuffle(kept)
-    return [[example] for example in kept]
+    return [kept[n : n + IN_A_ROW] for n in range(0, len(kept), IN_A_ROW)]
+
+
+def longmemeval_additions(path: str | Path, embedder: Embedder, seed: int = 0, *, words: int = 60) -> Iterator[Example]:
+    """Manager examples from LongMemEval: evidence turns of up to `words` words, three users' worth told as one.
+
+    Questions about updated knowledge are left out: there a later turn does replace an earlier one.
+    """
+    rng = random.Random(seed)
+    plain = [c for c in load(path) if c.questions[0].category != "knowledge-update" and not c.questions[0].unanswerable]
+    names = synthetic.names(seed, 2 * len(plain))
+    for start in range(0, len(plain), 3):
+        told = _merged(plain[start : start + 3], next(names), next(names), rng, ())
+        evidence = {turn_id for question in told.questions for turn_id in question.evidence}
+        short = [t for t in told.turns if t.id in evidence and len(t.text.split()) <= words]
+        gold = {t.id: Gold(OperationKind.ADD) for t in short}
+        said = replace(told, turns=tuple(short), questions=())
+        for episode in manager_episodes(said, embedder, gold=gold, window=None) if short else ():
+            if (example := episode.example()) is not None:
+                yield example
+
+
+def as_user(conversation: Conversation) -> Conversation:
+    """Let the first speaker be "user", as a bot's memory knows them, who asks about themselves: "Where do I live?"
+
+    Questions that cannot be put in the first person word by word are left out.
+    """
+    name = conversation.speakers[0]
+    turns = tuple(replace(t, speaker="user" if t.speaker == name else t.speaker) for t in conversation.turns)
+    asked = [(q, in_first_person(q.text, name)) for q in conversation.questions]
+    questions = tuple(replace(q, text=text, answer=_to_you(q.answer)) for q, text in asked if text)
+    return replace(conversation, speakers=("user", *conversation.speakers[1:]), turns=turns, questions=questions)
+
+
+_FIRST = {"does": "do", "is": "am", "has": "have"}
+
+
+def in_first_person(question: str, name: str) -> str:
+    """Ask as `name` would: "Where did Ana park her car?" becomes "Where did I park my car?"; "" where that fails.
+
+    A question that does not name them, is about somebody else, or would keep a verb of the third person, fails.
+    """
+    text = re.sub(r"\b(?:he|she)\b", name, question)
+    helping = r"\b(does|did|is|has|was|will|would|should|can|could|had|might) "
+    text = re.sub(rf"{helping}{name}\b(?!')", lambda m: f"{_FIRST.get(m[1].lower(), m[1].lower())} I", text, flags=re.I)
+    text = re.sub(rf"\b{name}'s\b", "my", text)
+    text = re.sub(rf"\b(to|for|with|about|from|of|by) {name}\b", r"\1 me", text)
+    text = re.sub(r"\bhimself\b|\bherself\b", "myself", text)
+    text = re.sub(r"\b(?:his|her)\b(?= \w)", "my", text)
+    text = re.sub(r"\b(?:him|her)\b", "me", text)
+    if text == question or name in text or not re.search(r"\b(?:I|my|me)\b", text):
+        return ""
+    return text[:1].upper() + text[1:]
+
+
+def _to_you(answer: str) -> str:
+    """The answer to one who asks about themselves."""
+    return re.sub(r"\b(?:his|her)\b(?= \w)", "your", answer)
 
 
 # ── LongMemEval ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""Plain statements to a bot, with the Manager's gold operation: "I live in Lisbon.", "I moved to Berlin."
+"""Plain statements to a bot, with gold for both agents: "I live in Lisbon.", "I moved to Berlin.", "Where do I live?"
 
 `synthetic` writes how friends chat over months; people talk to a bot in short sentences about themselves, and a
 Manager that has only seen the first takes the second for small talk. Each example is one fact beside up to five
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from memr1_plugin.agents import manager
+from memr1_plugin.agents import answerer, manager
 from memr1_plugin.operations import render_operations
 from memr1_plugin.training.sft import Example
 from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
@@ -31,6 +31,8 @@ class Attribute:
     """Says that the old value is no longer true, and nothing new. {old} is the old value."""
     again: tuple[str, ...] = ()
     """Says nothing new."""
+    asks: tuple[str, ...] = ()
+    """Questions that the value answers; {do}, {am}, {have}, {I} and {my} stand for the form of the person."""
 
 
 _CITIES = "Lisbon,Berlin,Porto,Oslo,Madrid,Leeds,Denver,Austin,Kyoto,Lyon,Ghent,Turin,Boston,Cork,Perth,Quito"
@@ -45,6 +47,7 @@ ATTRIBUTES = (
         ("I moved to {v}.", "I moved to {v} last week, I don't live in {old} any more.", "I live in {v} now."),
         (),
         ("I live in {v}, as I said.", "You know, I live in {v}."),
+        ("Where {do} {I} live?", "Which city {do} {I} live in?", "Where {am} {I} based?", "What is {my} home town?"),
     ),
     Attribute(
         _JOBS,
@@ -56,6 +59,7 @@ ATTRIBUTES = (
         ),
         ("I lost my job as a {old}.", "I quit, I am not a {old} any more."),
         ("I'm a {v}, you know.", "As a {v} I work a lot."),
+        ("What {do} {I} do for a living?", "What is {my} job?", "What {do} {I} work as?", "What is {my} profession?"),
     ),
     Attribute(
         _NAMES,
@@ -63,6 +67,7 @@ ATTRIBUTES = (
         (),
         ("I no longer have a dog, {old} died.", "We gave {old} the dog away."),
         ("My dog is called {v}.", "{v} is my dog."),
+        ("What is {my} dog called?", "What is the name of {my} dog?", "What is {my} dog's name?"),
     ),
     Attribute(
         _NAMES,
@@ -70,15 +75,25 @@ ATTRIBUTES = (
         (),
         ("{old} the cat ran away for good.", "My cat {old} died."),
         ("{v} is my cat.", "My cat is called {v}."),
+        ("What is {my} cat called?", "What is the name of {my} cat?"),
     ),
-    Attribute(_PEOPLE, ("My sister {v} is a doctor.", "My sister is called {v}.", "{v} is my sister.")),
-    Attribute(_PEOPLE, ("My brother {v} lives abroad.", "My brother is called {v}.", "My brother {v} is a farmer.")),
+    Attribute(
+        _PEOPLE,
+        ("My sister {v} is a doctor.", "My sister is called {v}.", "{v} is my sister."),
+        asks=("What is {my} sister called?", "What is {my} sister's name?", "Who is {my} sister?"),
+    ),
+    Attribute(
+        _PEOPLE,
+        ("My brother {v} lives abroad.", "My brother is called {v}.", "My brother {v} is a farmer."),
+        asks=("What is {my} brother called?", "Who is {my} brother?"),
+    ),
     Attribute(
         "tea,coffee,matcha,cocoa,lemonade,mint tea",
         ("My favourite drink is {v}.", "I like {v} best."),
         ("My favourite drink is {v} now, not {old}.", "I switched from {old} to {v}."),
         ("I don't drink {old} any more.",),
         ("{v} is my favourite drink.",),
+        ("What is {my} favourite drink?", "What {do} {I} like to drink?", "Which drink {do} {I} like best?"),
     ),
     Attribute(
         "peanuts,gluten,milk,shellfish,cats,pollen",
@@ -86,6 +101,7 @@ ATTRIBUTES = (
         (),
         ("My allergy to {old} is gone.", "I'm not allergic to {old} any more."),
         ("I can't stand {v}, I'm allergic to it.", "Remember, I'm allergic to {v}."),
+        ("What {am} {I} allergic to?", "Which allergy {do} {I} have?"),
     ),
     Attribute(
         "the violin,the piano,chess,golf,tennis,the drums,badminton",
@@ -93,6 +109,7 @@ ATTRIBUTES = (
         (),
         ("I gave up {old}.", "I don't play {old} any more."),
         ("I play {v}, you know.",),
+        ("What {do} {I} play?", "What {do} {I} play in {my} free time?"),
     ),
     Attribute(
         "red,blue,green,black,yellow,white",
@@ -100,6 +117,7 @@ ATTRIBUTES = (
         ("I painted my bike {v}.", "My new bike is {v}, the {old} one is sold."),
         ("My {old} bike was stolen.",),
         ("My bike is {v}.",),
+        ("What colour is {my} bike?", "Which colour {do} {I} have on {my} bike?"),
     ),
     Attribute(
         "3 March,14 June,9 May,27 July,1 October,30 August,12 December",
@@ -107,20 +125,36 @@ ATTRIBUTES = (
         ("I told you wrong, my birthday is on {v}.",),
         (),
         ("My birthday: {v}.",),
+        ("When is {my} birthday?", "When {was} {I} born?"),
     ),
     Attribute(
-        "Rome,Japan,Iceland,Peru,Kenya,Malta,Norway", ("I went to {v} for a holiday.", "I visited {v} in spring.")
+        "Rome,Japan,Iceland,Peru,Kenya,Malta,Norway",
+        ("I went to {v} for a holiday.", "I visited {v} in spring."),
+        asks=("Where did {I} go on holiday?", "Which place did {I} visit?"),
     ),
-    Attribute("Dune,Emma,Ulysses,Hamlet,Dracula,Momo", ("I'm reading {v}.", "I finished the book {v}.")),
+    Attribute(
+        "Dune,Emma,Ulysses,Hamlet,Dracula,Momo",
+        ("I'm reading {v}.", "I finished the book {v}."),
+        asks=("Which book {am} {I} reading?", "What did {I} read?"),
+    ),
     Attribute(
         "a Golf,a Tesla,a Fiat,a Volvo,a van",
         ("I drive {v}.", "My car is {v}."),
         ("I sold my car and bought {v}.", "I drive {v} now instead of {old}."),
         ("I sold {old}, I have no car now.",),
         ("I drive {v}.",),
+        ("What {do} {I} drive?", "What car {do} {I} have?", "Which car {do} {I} drive?"),
     ),
-    Attribute("a marathon,a talk,an exam,a concert,a wedding", ("Next month I have {v}.", "I'm preparing for {v}.")),
-    Attribute("Spanish,Dutch,Greek,Korean,Arabic", ("I'm learning {v}.", "I take {v} lessons.")),
+    Attribute(
+        "a marathon,a talk,an exam,a concert,a wedding",
+        ("Next month I have {v}.", "I'm preparing for {v}."),
+        asks=("What {do} {I} have next month?", "What {am} {I} preparing for?"),
+    ),
+    Attribute(
+        "Spanish,Dutch,Greek,Korean,Arabic",
+        ("I'm learning {v}.", "I take {v} lessons."),
+        asks=("Which language {am} {I} learning?", "What {do} {I} take lessons in?"),
+    ),
 )
 _SPEAKERS = ("user", "user", *_PEOPLE.split(","), "Ana", "Ben", "Kim", "Sam")
 
@@ -140,12 +174,12 @@ def examples(seed: int, count: int) -> Iterator[Example]:
 def _example(rng: random.Random, kind: OperationKind) -> Example | None:
     speaker, at = rng.choice(_SPEAKERS), datetime(rng.randint(2019, 2026), rng.randint(1, 12), 1, tzinfo=timezone.utc)
     topic = rng.choice([attribute for attribute in ATTRIBUTES if _forms(attribute, kind)])
-    others = rng.sample([attribute for attribute in ATTRIBUTES if attribute is not topic], rng.randint(1, 4))
-    known = others if kind is OperationKind.ADD else [*others, topic]
-    rng.shuffle(known)
+    known = rng.sample([attribute for attribute in ATTRIBUTES if attribute is not topic], rng.randint(1, 4))
+    if kind is not OperationKind.ADD:  # memories come most related first: the topic's is, most of the time
+        known.insert(0 if rng.random() < _FIRST else rng.randint(0, len(known)), topic)
     old, memories = "", []
     for n, attribute in enumerate(known, 1):
-        at += timedelta(days=rng.randint(0, 9))
+        at += timedelta(days=rng.randint(-20, 25))
         value = rng.choice(attribute.values.split(","))
         old = value if attribute is topic else old
         memories.append(MemoryItem(n, Scope(), rng.choice(attribute.told).format(v=value), speaker, at, at, at))
@@ -153,10 +187,63 @@ def _example(rng: random.Random, kind: OperationKind) -> Example | None:
     text = rng.choice(_forms(topic, kind)).format(v=new, old=old)
     if any(text == memory.text for memory in memories):
         return None  # an exact repetition never reaches the model
+    at = max(memory.at for memory in memories)
     fact = Fact(text, speaker, at + timedelta(days=rng.randint(0, 40)))
     target = known.index(topic) + 1 if kind in (OperationKind.UPDATE, OperationKind.DELETE) else None
     gold = render_operations([Operation(kind, fact, target)], [fact], memories)
     return Example(manager.prompt([fact], memories, trained=True), gold)
+
+
+_FIRST = 0.8
+"""How often what a statement is about is the most related memory."""
+_YOU = {"do": "do", "am": "am", "have": "have", "was": "was", "I": "I", "my": "my"}
+
+
+def questions(seed: int, count: int) -> Iterator[list[Example]]:
+    """Yield `count` seeded groups of questions about one list of memories, for the Answer Agent.
+
+    What was replaced, and what replaced it, may both be there (a Manager is not always right): the newest is the
+    answer. One question in six is about something that nobody said.
+    """
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield _questions(rng)
+
+
+def _questions(rng: random.Random) -> list[Example]:
+    speaker, at = rng.choice(_SPEAKERS), datetime(rng.randint(2019, 2026), rng.randint(1, 12), 1, tzinfo=timezone.utc)
+    known = rng.sample(ATTRIBUTES, rng.randint(3, 8))
+    values: dict[int, str] = {}
+    said: list[tuple[int, str]] = []
+    for n, attribute in enumerate(known):
+        values[n] = rng.choice([v for v in attribute.values.split(",") if v not in values.values()])
+        said.append((n, rng.choice(attribute.told).format(v=values[n])))
+    rng.shuffle(said)
+    for n in [n for n, attribute in enumerate(known) if attribute.changed and rng.random() < 0.4]:
+        old, values[n] = values[n], rng.choice([v for v in known[n].values.split(",") if v != values[n]])
+        text = rng.choice(known[n].changed).format(v=values[n], old=old)
+        if rng.random() < 0.5:
+            said = [(m, t) for m, t in said if m != n]  # the Manager has replaced it
+        said.append((n, text))
+    memories = []
+    for place, (_, text) in enumerate(said, 1):
+        at += timedelta(days=rng.randint(0, 9))
+        memories.append(MemoryItem(place, Scope(), text, speaker, at, at, at))
+    asked = at + timedelta(days=rng.randint(0, 30))
+    last = {n: place for place, (n, _) in enumerate(said, 1)}
+    gold = [(n, answerer.completion([last[n]], values[n])) for n in rng.sample(sorted(last), min(5, len(last)))]
+    absent = [a for a in ATTRIBUTES if a not in known]
+    pairs = [(known[n], text) for n, text in gold]
+    pairs += [(a, answerer.completion([], "")) for a in absent if rng.random() < 1 / len(absent)]
+    form = _YOU if speaker == "user" else _form_of(speaker)
+    return [
+        Example(answerer.prompt(rng.choice(a.asks).format(**form), memories, asked, trained=True), completion)
+        for a, completion in pairs
+    ]
+
+
+def _form_of(name: str) -> dict[str, str]:
+    return {"do": "does", "am": "is", "have": "has", "was": "was", "I": name, "my": f"{name}'s"}
 
 
 def _forms(attribute: Attribute, kind: OperationKind) -> tuple[str, ...]:
