@@ -141,24 +141,29 @@ def sample(
 
     A completion ends with its stop token, if it got one within ``generation_config.max_new_tokens``.
     """
-    done: dict[int, list[int]] = {}
-    for group in by_prompt(prompts):
-        found = _sample_group(model, prompts[group[0]], len(group), generation_config, stop_ids)
-        done |= dict(zip(group, found, strict=True))
-    return [done[n] for n in range(len(prompts))]
-
-
-def _sample_group(model: Any, prompt: Sequence[int], n: int, config: Any, stop_ids: Sequence[int]) -> list[list[int]]:
-    ids = torch.tensor([list(prompt)], device=model.device)
+    grouped = by_prompt(prompts)
+    ids, mask = _padded_left([prompts[group[0]] for group in grouped], model.device)
+    group_of = {n: number for number, group in enumerate(grouped) for n in group}
+    rows = torch.tensor([group_of[n] for n in range(len(prompts))], device=model.device)
     cache = DynamicCache(config=model.config)
-    if len(prompt) > 1:
-        model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(n)
-    rows = ids.repeat(n, 1)
+    if ids.size(1) > 1:
+        begun = mask[:, :-1]
+        places = (begun.cumsum(1) - 1).clamp(min=0)
+        computed = {"input_ids": ids[:, :-1], "attention_mask": begun, "position_ids": places}
+        model(**computed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_select_indices(rows)
     out = model.generate(
-        input_ids=rows, attention_mask=torch.ones_like(rows), past_key_values=cache, generation_config=config
+        input_ids=ids[rows], attention_mask=mask[rows], past_key_values=cache, generation_config=generation_config
     )
     return [_ended(row, stop_ids) for row in out[:, ids.size(1) :].tolist()]
+
+
+def _padded_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (B, T), padding on the left."""
+    width = max(map(len, prompts))
+    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _ended(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
