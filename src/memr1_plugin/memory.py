@@ -7,62 +7,38 @@ frameworks are met in `adapters`.
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import logging
-import threading
-import weakref
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
-from functools import partial, wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 from memr1_plugin.agents.answerer import Answerer
 from memr1_plugin.agents.engine import Engine
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.background import BackgroundWriter
-from memr1_plugin.bank.bank import Bank, BankStats, Forgotten
+from memr1_plugin.bank.bank import Bank, Forgotten, Held
+from memr1_plugin.bank.journal import Quarantined
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.errors import InputError, ModelError, UnknownItemError
 from memr1_plugin.extraction import Extractor, as_extractor
-from memr1_plugin.meter import Meter
+from memr1_plugin.guard import Guard, Redactor
+from memr1_plugin.locks import ScopeLocks
+from memr1_plugin.meter import Meter, Stats
 from memr1_plugin.retrieval import Retriever
+from memr1_plugin.screening import Screener
 from memr1_plugin.settings import Settings
+from memr1_plugin.shared import OnePerFile
+from memr1_plugin.twins import twin as _twin
 from memr1_plugin.types import Answer, Change, Fact, MemoryItem, Operation, OperationKind, Scope, Turn, aware, new_id
 
 log = logging.getLogger(__name__)
 NOBODY = Scope()
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Stats:
-    """What the bank holds, and what this process did and spent since the memory was opened."""
-
-    bank: BankStats
-    counts: Mapping[str, int]
-    """"turns", "facts", "model_calls", "prompt_tokens", "cached_tokens", "output_tokens", "rejected:<reason>",
-    "<OPERATION>:<source>" (e.g. "ADD:rule")."""
-    seconds: Mapping[str, float]
-    """Wall-clock seconds by stage: "journal", "extract", "retrieve", "manage", "apply", "answer"."""
-
-
-def _twin(method: Callable[Concatenate[Memory, P], R]) -> Callable[Concatenate[Memory, P], Coroutine[Any, Any, R]]:
-    """Make the async twin of a method: the same body on a thread of the memory's own, off the event loop."""
-
-    @wraps(method)
-    async def twin(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(method, self, *args, **kwargs))
-
-    twin.__name__ = twin.__qualname__ = f"a{method.__name__}"
-    return twin
+_shared: OnePerFile[Memory] = OnePerFile()
 
 
 class Memory:
@@ -76,6 +52,7 @@ class Memory:
         embedder: Embedder,
         extractor: Extractor,
         settings: Settings | None = None,
+        guard: Guard | None = None,
         write: Literal["sync", "background"] = "sync",
     ) -> None:
         """Join parts that exist. `Memory.open` finds and makes them."""
@@ -84,12 +61,12 @@ class Memory:
         self.bank, self.engine, self.embedder = bank, engine, embedder
         self.settings = settings or Settings()
         self.extractor = extractor
+        self.guard = guard or Guard(self.settings)
         self.retriever = Retriever(bank, embedder, self.settings)
         self.manager = Manager(engine, use_certain=self.settings.certain)
         self.answerer = Answerer(engine)
         self.meter = Meter()
-        self._scope_locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
-        self._locks_lock = threading.Lock()
+        self._locks = ScopeLocks()
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="memr1")
         self._caught_up = False
         self._closed = False
@@ -109,6 +86,8 @@ class Memory:
         embedder: Embedder | Any | None = None,
         extractor: Extractor | Any | None = None,
         settings: Settings | None = None,
+        screener: Screener | None = None,
+        redactor: Redactor | None = None,
         write: Literal["sync", "background"] = "sync",
     ) -> Memory:
         """Open the memory in the database file `path`, made if it does not exist.
@@ -125,6 +104,8 @@ class Memory:
             extractor: any `Extractor`, "verbatim" (None), or a LangChain / LlamaIndex LLM that extracts;
                 "llm" lets the memory's own model extract.
             settings: the few knobs.
+            screener: any `Screener`, instead of the rules that keep instructions out of the memory.
+            redactor: any `Redactor`, instead of the libraries of the extra `redact`.
             write: "sync" manages a turn before `observe` returns; "background" journals it (durable) and
                 lets a thread manage it.
 
@@ -138,26 +119,22 @@ class Memory:
             from memr1_plugin.agents.local import shared_engine
 
             engine = shared_engine(model, loras)
-        made_embedder = as_embedder(embedder)
+        made_embedder, settings = as_embedder(embedder), settings or Settings()
+        guard = Guard(settings, screener=screener, redactor=redactor)
         return cls(
             Bank.open(path, made_embedder),
             engine=engine,
             embedder=made_embedder,
             extractor=as_extractor(extractor, engine),
             settings=settings,
+            guard=guard,
             write=write,
         )
 
     @classmethod
     def shared(cls, path: str | Path = "memory.db", **options: Any) -> Memory:
         """Return this process's one memory of `path` and `options` (those of `open`), opened if need be."""
-        place = str(path) if str(path) == ":memory:" else str(Path(path).expanduser().resolve())
-        key = (place, tuple(sorted((name, _identity(value)) for name, value in options.items())))
-        with _shared_lock:
-            memory = _shared.get(key)
-            if memory is None or memory._closed:
-                memory = _shared[key] = cls.open(path, **options)
-            return memory
+        return _shared.get(path, options, cls.open)
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -190,24 +167,32 @@ class Memory:
     def observe_many(self, turns: Sequence[Turn]) -> list[Change]:
         """Take in several turns in order, as `observe` does one; all are journaled in one transaction."""
         self._check_open()
+        turns = [self.guard.clean(turn) for turn in turns]
+        caught = [self.guard.caught(turn) for turn in turns]
         with self.meter.stage("journal"):
-            new = self.bank.record(turns)
+            new = self.bank.record(turns, caught=caught)
         self.meter.add("turns", sum(new))
+        self._count_caught(rules for rules, is_new in zip(caught, new, strict=True) if is_new)
+        return self._manage_or_wake(dict.fromkeys(turn.scope for turn in turns))
+
+    def _manage_or_wake(self, scopes: Collection[Scope]) -> list[Change]:
         if self._writer is not None:
             self._writer.wake()
             return []
-        scopes = dict.fromkeys(turn.scope for turn in turns)
         self._catch_up(but=scopes)
         return [change for scope in scopes for change in self._manage_scope(scope)]
 
     def _manage_scope(self, scope: Scope, limit: int | None = None) -> list[Change]:
         """Manage the scope's pending turns, oldest first: one at a time, whoever else is managing them."""
-        with self._lock_of(scope):
+        with self._locks.of(scope):
             return [change for turn in self.bank.pending(scope, limit=limit) for change in self._manage(turn)]
 
     def _manage(self, turn: Turn) -> list[Change]:
         """Turn -> facts -> related memories -> operations -> changes."""
         facts = self._extract(turn)
+        if (rules := self.guard.of_facts(facts)) and self.bank.quarantine.hold(turn, rules):
+            self._count_caught([rules])
+            return []
         with self.meter.stage("retrieve"):
             related = [self.retriever.related(fact, turn.scope) for fact in facts]
         with self.meter.stage("manage"):
@@ -228,7 +213,12 @@ class Memory:
         if turn.role not in self.settings.remember_roles:
             return []
         with self.meter.stage("extract"):
-            return self.extractor.extract(turn, self.bank.previous_turn(turn))
+            return self.extractor.extract(turn, self.guard.previous(self.bank.previous_turn(turn)))
+
+    def _count_caught(self, caught: Iterable[Sequence[str]]) -> None:
+        for rules in filter(None, caught):
+            self.meter.add("quarantined")
+            log.warning("a turn went into quarantine (%s); `Memory.quarantine` shows it", ", ".join(rules))
 
     def _count(self, facts: Sequence[Fact], changes: Iterable[Change], rejected: Iterable[str]) -> None:
         self.meter.add("facts", len(facts))
@@ -320,10 +310,20 @@ class Memory:
         self.meter.spent(completion)
         return answer
 
-    def turns(self, *, scope: Scope = NOBODY, session: str | None = None, limit: int | None = 20) -> list[Turn]:
-        """Return the newest `limit` turns of the journal, oldest first; of one dialogue if `session` is given."""
+    def turns(
+        self,
+        *,
+        scope: Scope = NOBODY,
+        session: str | None = None,
+        limit: int | None = 20,
+        quarantined: Quarantined = "withheld",
+    ) -> list[Turn]:
+        """Return the newest `limit` turns of the journal, oldest first; of one dialogue if `session` is given.
+
+        Turns in quarantine keep their place without their words, unless `quarantined` is "out" or "shown".
+        """
         self._check_open()
-        return self.bank.turns(scope, session=session, limit=limit)
+        return self.bank.turns(scope, session=session, limit=limit, quarantined=quarantined)
 
     def history(self, item_id: int | None = None, *, scope: Scope = NOBODY) -> list[Change]:
         """Return what happened to one memory item, or to all of the scope, oldest first."""
@@ -343,8 +343,19 @@ class Memory:
         return self.bank.undo(scope, change.id if isinstance(change, Change) else change)
 
     def correct(self, item_id: int, text: str, *, scope: Scope = NOBODY) -> Change:
-        """Let the user replace the text of one memory item."""
-        return self._by_user(scope, Operation(OperationKind.UPDATE, target=item_id, text=text))
+        """Let the user replace the text of one memory item.
+
+        Raises:
+            InputError: the text was caught by screening; it is in quarantine, and nothing was replaced.
+        """
+        turn = self.guard.clean(Turn(text, scope=scope, metadata={"corrects": item_id}))
+        if rules := self.guard.rules([turn.text]):
+            self._count_caught([rules] if self.bank.record([turn], caught=[rules])[0] else [])
+            raise InputError(
+                f"memory {item_id} stays as it is: the text looks like instructions to a model ({', '.join(rules)}). "
+                f"It is in quarantine as turn {turn.id}; `release` lets it go."
+            )
+        return self._by_user(scope, Operation(OperationKind.UPDATE, target=item_id, text=turn.text))
 
     def remove(self, item_id: int, *, scope: Scope = NOBODY) -> Change:
         """Let the user delete one memory item: a tombstone that `undo` lifts. `forget` erases."""
@@ -352,7 +363,7 @@ class Memory:
 
     def _by_user(self, scope: Scope, operation: Operation) -> Change:
         self._check_open()
-        with self._lock_of(scope):
+        with self._locks.of(scope):
             if operation.target is not None:
                 self.bank.get(scope, operation.target)
             changes = self.bank.apply(scope, [operation], source="user")
@@ -363,8 +374,24 @@ class Memory:
     def forget(self, item_id: int | None = None, *, scope: Scope = NOBODY) -> Forgotten:
         """Erase one memory item and the turns it came from, or the whole scope, from everywhere. No undo."""
         self._check_open()
-        with self._lock_of(scope):
+        with self._locks.of(scope):
             return self.bank.forget(scope, item_id)
+
+    def quarantine(self, scope: Scope | None = None) -> list[Held]:
+        """Return the turns that screening caught, of `scope` or of all, oldest first. Show them to people alone."""
+        self._check_open()
+        return self.bank.quarantine.held(scope)
+
+    def release(self, turn_id: str, *, scope: Scope = NOBODY) -> list[Change]:
+        """Let a turn out of quarantine: it is managed as if it had never been there."""
+        self._check_open()
+        self.bank.quarantine.release(scope, turn_id)
+        return self._manage_or_wake([scope])
+
+    def discard(self, turn_id: str, *, scope: Scope = NOBODY) -> Forgotten:
+        """Erase a turn in quarantine from everywhere. No undo."""
+        self._check_open()
+        return self.bank.quarantine.discard(scope, turn_id)
 
     # -- training data, portability --------------------------------------------------------------------
 
@@ -384,29 +411,23 @@ class Memory:
             progress: called with (turns done, turns in all).
         """
         self._check_open()
-        if str(into) != ":memory:" and Path(into).exists():
-            raise InputError(f"{into} exists already; expected a new path. Replay never writes over a bank.")
-        scopes = [scope] if scope is not None else self.bank.scopes()
-        turns = [turn for each in scopes for turn in self.bank.turns(each)]
-        bank = Bank.open(into, self.embedder)
-        with Memory(
-            bank, engine=self.engine, embedder=self.embedder, extractor=self.extractor, settings=self.settings
-        ) as copy:
-            for done, turn in enumerate(turns, 1):
-                copy.observe(turn)
-                if progress is not None:
-                    progress(done, len(turns))
-            return copy.stats()
+        from memr1_plugin.replay import replay
+
+        return replay(self, scope, into, progress)
 
     def export(self, scope: Scope | None = None) -> Iterator[dict[str, Any]]:
         """Yield the JSON rows of one scope, or of all: turns, items and their history."""
         self._check_open()
         return self.bank.export(scope)
 
-    def import_(self, rows: Iterable[dict[str, Any]]) -> int:
-        """Take in rows that `export` yielded; returns how many were new."""
+    def import_(self, rows: Iterable[Mapping[str, Any]], *, trusted: bool = False) -> int:
+        """Take in rows that `export` yielded; returns how many were new. All or none.
+
+        Args:
+            trusted: take memories in as they are, without screening and redaction: a backup of your own.
+        """
         self._check_open()
-        return self.bank.import_(rows)
+        return self.bank.import_(rows if trusted else self.guard.rows(rows))
 
     # -- the async twins -------------------------------------------------------------------------------
 
@@ -423,6 +444,9 @@ class Memory:
     acorrect = _twin(correct)
     aremove = _twin(remove)
     aforget = _twin(forget)
+    aquarantine = _twin(quarantine)
+    arelease = _twin(release)
+    adiscard = _twin(discard)
     afeedback = _twin(feedback)
     areplay = _twin(replay)
 
@@ -438,6 +462,11 @@ class Memory:
         self._threads.shutdown(wait=True)
         self.bank.close()
 
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._closed
+
     def __enter__(self) -> Memory:
         return self
 
@@ -449,38 +478,3 @@ class Memory:
     def _check_open(self) -> None:
         if self._closed:
             raise InputError("this memory is closed; open it again with Memory.open.")
-
-    def _lock_of(self, scope: Scope) -> _Lock:
-        with self._locks_lock:
-            lock = self._scope_locks.get(scope.key)
-            if lock is None:
-                lock = self._scope_locks[scope.key] = _Lock()
-            return lock
-
-
-class _Lock:
-    """A re-entrant lock that a weak dictionary can hold: scopes come and go, their locks with them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-_shared: dict[object, Memory] = {}
-_shared_lock = threading.Lock()
-
-
-def _identity(value: Any) -> object:
-    """Return a hashable stand-in: values by value, objects (engines, embedders) by identity."""
-    return value if isinstance(value, (str, int, float, bool, type(None), Path, Settings)) else id(value)
-
-
-@atexit.register
-def _close_shared() -> None:
-    for memory in _shared.values():
-        memory.close()

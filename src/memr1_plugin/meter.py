@@ -10,8 +10,22 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from memr1_plugin.agents.engine import Completion
+from memr1_plugin.bank.reading import BankStats
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the bank holds, and what this process did and spent since the memory was opened."""
+
+    bank: BankStats
+    counts: Mapping[str, int]
+    """"turns", "facts", "model_calls", "prompt_tokens", "cached_tokens", "output_tokens", "rejected:<reason>",
+    "<OPERATION>:<source>" (e.g. "ADD:rule")."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds by stage: "journal", "extract", "retrieve", "manage", "apply", "answer"."""
 
 
 class Meter:

@@ -6,9 +6,13 @@ the engine's; what training needs is a recipe's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from memr1_plugin.errors import InputError
+from memr1_plugin.types import Scope
+
+REDACTIONS = ("off", "secrets", "personal", "all")
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,22 @@ class Settings:
     """Turns of the dialogue that doors show beside the memories."""
     retry_s: float = 5.0
     """Seconds until the background worker tries a turn again after its model failed; doubles up to 60."""
+    screen: bool = True
+    """Keep texts that talk to a model (injections, hidden and encoded text, links that carry data out) in quarantine:
+    journalled, visible, releasable, shown to no model. On: ordinary conversations raise no alarm (docs/security.md)."""
+    redact: str | Callable[[Scope], str] | None = None
+    """What is taken out of texts before they are journalled: "off", "secrets" (keys, tokens), "personal" (e-mail
+    addresses, phone, card and account numbers) or "all"; or a function that says it for each scope. None: nothing, or
+    what the redactor takes out that `Memory.open` was given. Needs the extra `redact`."""
 
     def __post_init__(self) -> None:
         for name in ("candidates", "related"):
             if getattr(self, name) < 1:
                 raise InputError(f"settings.{name} is {getattr(self, name)}; expected at least 1.")
+        if isinstance(self.redact, str) and self.redact not in REDACTIONS:
+            raise InputError(
+                f"settings.redact is {self.redact!r}; expected one of {REDACTIONS} or a function of a scope."
+            )
         if isinstance(self.remember_roles, str):
             raise InputError(
                 f'settings.remember_roles is the string {self.remember_roles!r}; expected a tuple, e.g. ("user",).'

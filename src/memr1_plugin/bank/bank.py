@@ -21,6 +21,8 @@ from memr1_plugin.bank.embedded import Embedded, Unembedded
 from memr1_plugin.bank.forgetting import Forgotten, forget_item, forget_scope, wipe, wipe_pending
 from memr1_plugin.bank.index import IndexCache
 from memr1_plugin.bank.index_files import PERSIST_FROM, IndexFiles
+from memr1_plugin.bank.journal import Quarantined
+from memr1_plugin.bank.quarantine import Held, Quarantine
 from memr1_plugin.bank.reading import BankStats
 from memr1_plugin.bank.rows import dump, next_version, scope_row, scope_row_or_new
 from memr1_plugin.bank.store import Store
@@ -30,7 +32,7 @@ from memr1_plugin.errors import InputError
 from memr1_plugin.operations import Rejection
 from memr1_plugin.types import Answer, Change, MemoryItem, Operation, Scope, Turn, aware
 
-__all__ = ["Bank", "BankStats", "Forgotten"]
+__all__ = ["Bank", "BankStats", "Forgotten", "Held"]
 
 CACHE_BYTES = 512 * 1024 * 1024
 """Memory that loaded scopes may take before the longest unused are dropped (one large scope may take more)."""
@@ -47,6 +49,7 @@ class Bank:
 
     def __init__(self, store: Store, embedder: Embedder, *, cache_bytes: int, persist_from: int) -> None:
         self._store = store
+        self.quarantine = Quarantine(store)
         self._cache_bytes, self._persist_from = cache_bytes, persist_from
         self._use(embedder)
 
@@ -109,22 +112,38 @@ class Bank:
 
     # -- the journal -----------------------------------------------------------------------------------
 
-    def record(self, turns: Sequence[Turn]) -> list[bool]:
-        """Journal turns, durably, in one transaction; True for each that is new (same scope and id: not new)."""
+    def record(self, turns: Sequence[Turn], *, caught: Sequence[Sequence[str]] | None = None) -> list[bool]:
+        """Journal turns, durably, in one transaction; True for each that is new (same scope and id: not new).
+
+        Args:
+            caught: for each turn the rules that caught it; with any, it goes into quarantine and is not managed.
+        """
         if not turns:
             return []
         with self._store.writing() as connection:
-            return journal.record(connection, turns)
+            return journal.record(connection, turns, caught=caught)
 
     def pending(self, scope: Scope | None = None, limit: int | None = None) -> list[Turn]:
         """Return turns recorded and not yet managed, oldest first; of all scopes if none is given."""
         with self._store.reading() as connection:
             return journal.pending(connection, scope, limit)
 
-    def turns(self, scope: Scope, *, session: str | None = None, limit: int | None = None) -> list[Turn]:
-        """Return the newest `limit` turns in the order they were recorded."""
+    def waiting(self) -> int:
+        """Count the turns recorded and not yet managed."""
         with self._store.reading() as connection:
-            return journal.turns(connection, scope, session, limit)
+            return journal.waiting(connection)
+
+    def turns(
+        self,
+        scope: Scope,
+        *,
+        session: str | None = None,
+        limit: int | None = None,
+        quarantined: Quarantined = "out",
+    ) -> list[Turn]:
+        """Return the newest `limit` turns in the order they were recorded; those in quarantine only if asked for."""
+        with self._store.reading() as connection:
+            return journal.turns(connection, scope, session, limit, quarantined)
 
     def previous_turn(self, turn: Turn) -> Turn | None:
         """Return the turn before this one in its scope and session."""

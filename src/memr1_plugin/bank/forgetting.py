@@ -41,10 +41,10 @@ def forget_scope(connection: sqlite3.Connection, scope_id: int | None) -> Forgot
     ).fetchall():
         _remove_words(connection, scope_id, *row)
     gone = {}
-    for table in ("changes", "rejections", "feedback", "turns", "items"):
+    for table in ("changes", "rejections", "feedback", "quarantine", "turns", "items"):
         gone[table] = connection.execute(f"DELETE FROM {table} WHERE scope_id = ?", (scope_id,)).rowcount
     connection.execute("DELETE FROM scopes WHERE id = ?", (scope_id,))
-    _leave_note(connection)
+    leave_note(connection)
     return Forgotten(gone["items"], gone["changes"], gone["turns"], gone["feedback"])
 
 
@@ -69,7 +69,7 @@ def forget_item(connection: sqlite3.Connection, scope: Scope, scope_id: int | No
     _scrub_contexts(connection, scope_id, texts, followers)
     _scrub_rejections(connection, scope_id, texts, turn_ids)
     feedback = _scrub_feedback(connection, scope_id, texts, item_id)
-    _leave_note(connection)
+    leave_note(connection)
     return Forgotten(1, changes, len(said), feedback)
 
 
@@ -111,6 +111,7 @@ def _erase_turns(connection: sqlite3.Connection, scope_id: int, turn_ids: Iterab
         followers |= {after[0]} if after else set()
     for turn_id in turn_ids:
         connection.execute("DELETE FROM turns WHERE scope_id = ? AND id = ?", (scope_id, turn_id))
+        connection.execute("DELETE FROM quarantine WHERE scope_id = ? AND turn_id = ?", (scope_id, turn_id))
     return said, followers
 
 
@@ -167,7 +168,8 @@ def _scrub_feedback(connection: sqlite3.Connection, scope_id: int, texts: set[st
     return gone
 
 
-def _leave_note(connection: sqlite3.Connection) -> None:
+def leave_note(connection: sqlite3.Connection) -> None:
+    """Say in the file that its bytes are to be wiped, should this process not live to do it."""
     connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('wipe', 'pending')")
 
 

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Literal
 
+from memr1_plugin.bank.quarantine import HELD, hold, withheld
 from memr1_plugin.bank.rows import TURN, dump, scope_row, scope_row_or_new, turn_of
 from memr1_plugin.types import Scope, Turn
 
+Quarantined = Literal["out", "withheld", "shown"]
+"""What a reader of turns gets of those in quarantine: nothing, a stand-in without their words, or themselves."""
 
-def record(connection: sqlite3.Connection, turns: Sequence[Turn], *, managed: bool = False) -> list[bool]:
-    """Write the turns that are new; return for each whether it was."""
+
+def record(
+    connection: sqlite3.Connection,
+    turns: Sequence[Turn],
+    *,
+    managed: bool = False,
+    caught: Sequence[Sequence[str]] | None = None,
+) -> list[bool]:
+    """Write the turns that are new; return for each whether it was. Those with `caught` rules go into quarantine."""
     known: dict[Scope, int] = {}
-    return [_record(connection, _known_row(connection, known, turn.scope), turn, managed) for turn in turns]
+    new = []
+    for turn, rules in zip(turns, caught or [()] * len(turns), strict=True):
+        scope_id = _known_row(connection, known, turn.scope)
+        new.append(_record(connection, scope_id, turn, managed))
+        if new[-1] and rules:
+            hold(connection, scope_id, turn.id, rules)
+    return new
 
 
 def _known_row(connection: sqlite3.Connection, known: dict[Scope, int], scope: Scope) -> int:
@@ -69,21 +86,34 @@ def pending(connection: sqlite3.Connection, scope: Scope | None, limit: int | No
     return [turn_of(row, scope or Scope(*row[-3:])) for row in rows]
 
 
-def turns(connection: sqlite3.Connection, scope: Scope, session: str | None, limit: int | None) -> list[Turn]:
+def turns(
+    connection: sqlite3.Connection, scope: Scope, session: str | None, limit: int | None, quarantined: Quarantined
+) -> list[Turn]:
     """Return the newest `limit` turns of a scope, or of one session in it, oldest first."""
+    seen = f"NOT {HELD}" if quarantined == "out" else "1"
     rows = connection.execute(
-        f"SELECT {TURN} FROM turns WHERE scope_id = ? AND (? IS NULL OR session = ?) ORDER BY seq DESC LIMIT ?",
+        f"SELECT {TURN}, {HELD} FROM turns WHERE scope_id = ? AND (? IS NULL OR session = ?) AND {seen} "
+        "ORDER BY seq DESC LIMIT ?",
         (scope_row(connection, scope), session, session, -1 if limit is None else limit),
     ).fetchall()
-    return [turn_of(row, scope) for row in reversed(rows)]
+    found = [(turn_of(row, scope), bool(row[-1]) and quarantined == "withheld") for row in reversed(rows)]
+    return [withheld(turn) if hidden else turn for turn, hidden in found]
+
+
+def waiting(connection: sqlite3.Connection) -> int:
+    """Count the turns that are not yet managed."""
+    return int(connection.execute("SELECT count(*) FROM turns WHERE managed = 0").fetchone()[0])
 
 
 def previous(connection: sqlite3.Connection, turn: Turn) -> Turn | None:
-    """Return the turn recorded before this one in its session; the last one, if this one is not recorded."""
+    """Return the turn recorded before this one in its session; the last one, if this one is not recorded.
+
+    None if that one is in quarantine: the turn before it says nothing of what this one answers.
+    """
     scope_id = scope_row(connection, turn.scope)
     row = connection.execute(
-        f"SELECT {TURN} FROM turns WHERE scope_id = :scope AND session = :session AND seq < coalesce("
+        f"SELECT {TURN}, {HELD} FROM turns WHERE scope_id = :scope AND session = :session AND seq < coalesce("
         "(SELECT seq FROM turns WHERE scope_id = :scope AND id = :id), 9223372036854775807) ORDER BY seq DESC LIMIT 1",
         {"scope": scope_id, "session": turn.session, "id": turn.id},
     ).fetchone()
-    return None if row is None else turn_of(row, turn.scope)
+    return None if row is None or row[-1] else turn_of(row, turn.scope)

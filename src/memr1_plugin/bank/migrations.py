@@ -67,6 +67,14 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "CREATE VIRTUAL TABLE items_words USING fts5vocab (items_fts, 'instance')",
         ),
     ),
+    (
+        "quarantine",
+        (
+            """CREATE TABLE quarantine (
+                scope_id INTEGER NOT NULL REFERENCES scopes(id), turn_id TEXT NOT NULL, rules TEXT NOT NULL,
+                caught_at TEXT NOT NULL, released_at TEXT, PRIMARY KEY (scope_id, turn_id))""",
+        ),
+    ),
 )
 
 Writing = Callable[[], AbstractContextManager[sqlite3.Connection]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from memr1_plugin.bank import text_index
+from memr1_plugin.bank import quarantine, text_index
 from memr1_plugin.bank.applying import Writing, insert, log_change
 from memr1_plugin.bank.embedded import Embedded
 from memr1_plugin.bank.journal import record
@@ -52,8 +52,10 @@ def _export_scope(connection: sqlite3.Connection, scope_id: int, scope: Scope) -
     def rows(columns: str, table: str, order: str = "id") -> sqlite3.Cursor:
         return connection.execute(f"SELECT {columns} FROM {table} WHERE scope_id = ? ORDER BY {order}", (scope_id,))
 
+    caught = {held.turn.id: {"caught": list(held.rules)} for held in quarantine.held(connection, scope, released=False)}
     for row in rows(f"{TURN}, managed", "turns", "seq"):
-        yield {"type": "turn", **turn_of(row, scope).to_json(), "managed": bool(row[-1])}
+        turn = turn_of(row, scope)
+        yield {"type": "turn", **turn.to_json(), "managed": bool(row[-1]), **caught.get(turn.id, {})}
     for row in rows(ITEM, "items"):
         yield {"type": "item", **item_of(row, scope).to_json()}
     for row in rows(f"{CHANGE}, said, undoes", "changes"):
@@ -75,14 +77,15 @@ class Logged:
 class Bundle:
     """Rows that were read and found good, by scope."""
 
-    turns: list[tuple[Turn, bool]] = field(default_factory=list)
+    turns: list[tuple[Turn, bool, tuple[str, ...]]] = field(default_factory=list)
+    """Each with whether it was managed, and what caught it if it was in quarantine."""
     items: list[MemoryItem] = field(default_factory=list)
     changes: list[Logged] = field(default_factory=list)
     feedback: list[tuple[Answer, str]] = field(default_factory=list)
 
     def scopes(self) -> list[Scope]:
         """Return the scopes that something is for."""
-        named = [turn.scope for turn, _ in self.turns] + [item.scope for item in self.items]
+        named = [turn.scope for turn, *_ in self.turns] + [item.scope for item in self.items]
         named += [logged.change.scope for logged in self.changes] + [answer.scope for answer, _ in self.feedback]
         return list(dict.fromkeys(named))
 
@@ -110,8 +113,9 @@ def _read_row(bundle: Bundle, row: Mapping[str, Any], scope: Scope | None) -> No
         _check_format(data)
     elif kind == "turn":
         managed = bool(data.pop("managed", False))
+        caught = tuple(clean_text(rule, "a rule", 200) for rule in data.pop("caught", ()))
         turn = Turn.from_json(data)
-        bundle.turns.append((replace(turn, scope=scope or turn.scope), managed))
+        bundle.turns.append((replace(turn, scope=scope or turn.scope), managed, caught))
     elif kind == "item":
         bundle.items.append(_checked(MemoryItem.from_json(data), scope))
     elif kind == "change":
@@ -166,7 +170,9 @@ def write(connection: sqlite3.Connection, bundle: Bundle, embedded: Embedded) ->
     """Write what the bank does not have yet (inside one write transaction); return how many rows were new."""
     n = 0
     for managed in (True, False):
-        n += sum(record(connection, [turn for turn, done in bundle.turns if done is managed], managed=managed))
+        part = [(turn, caught) for turn, done, caught in bundle.turns if done is managed]
+        caught = [caught for _, caught in part]
+        n += sum(record(connection, [turn for turn, _ in part], managed=managed, caught=caught))
     now = aware(None)
     for scope in bundle.scopes():
         scope_id = scope_row_or_new(connection, scope)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from memr1_plugin.bank.quarantine import HELD
 from memr1_plugin.bank.rows import CHANGE, ITEM, LIVE, change_of, from_image, item_of, marks, scope_row
 from memr1_plugin.errors import UnknownItemError
 from memr1_plugin.types import Change, MemoryItem, Scope
@@ -35,6 +36,8 @@ class BankStats:
     """Lines of completions that changed nothing, by reason."""
     bytes: int
     """The file with its write-ahead log and index files (of the whole bank)."""
+    quarantined: int = 0
+    """Turns that nobody is shown until they are released."""
 
 
 def get(connection: sqlite3.Connection, scope: Scope, item_id: int, now: float) -> MemoryItem:
@@ -151,4 +154,5 @@ def stats(connection: sqlite3.Connection, scope: Scope | None, now: float, size:
         changes=by("changes", "kind"),
         rejections=by("rejections", "reason"),
         bytes=size,
+        quarantined=count("turns", HELD),
     )

@@ -7,13 +7,14 @@ The shape, a thin function per verb over the library, is sqlite-utils'.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -185,6 +186,12 @@ def counted(row: Mapping[str, Any]) -> str:
 def repr_text(text: str) -> str:
     """Quote a text for a line of history."""
     return f'"{plain(text)}"'
+
+
+def private(path: Path) -> IO[str]:
+    """Open a new or old file for writing, for its owner alone: what people said is in it."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    return open(descriptor, "w", encoding="utf-8")
 
 
 def stdin_text() -> str:

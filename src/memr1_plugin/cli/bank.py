@@ -23,6 +23,7 @@ from memr1_plugin.cli._shell import (
     emit,
     err,
     out,
+    private,
 )
 from memr1_plugin.errors import DataError, InputError
 
@@ -72,7 +73,7 @@ def export(
             for row in rows:
                 typer.echo(json.dumps(row, ensure_ascii=False))
             return
-        with to.open("w", encoding="utf-8") as file:
+        with private(to) as file:
             written = sum(1 for row in rows if file.write(json.dumps(row, ensure_ascii=False) + "\n"))
     emit({"rows": written, "file": str(to)}, as_json, lambda: out.print(f"{written} rows in {to}"))
 
@@ -81,17 +82,29 @@ def import_(
     file: Annotated[
         typer.FileText, typer.Argument(encoding="utf-8", help="JSON lines that `memr1 export` wrote; - reads stdin.")
     ],
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="A backup of your own: take memories in without screening them.")
+    ] = False,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
     """Take in what `memr1 export` wrote; what the bank holds already is left as it is."""
     with Where(db).open(create=True) as memory:
-        new = memory.import_(_rows(file))
+        new = memory.import_(_rows(file), trusted=trusted)
     emit({"new": new}, as_json, lambda: out.print(f"{new} new rows"))
 
 
+MAX_LINE_CHARS = 4_000_000
+"""Longest line of an import; the longest turn, with all that a framework keeps of it, is far shorter."""
+
+
 def _rows(file: IO[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARS + 1), ""), 1):
+        if len(line) > MAX_LINE_CHARS:
+            raise DataError(
+                f"{file.name}: line {number} has more than {MAX_LINE_CHARS:,} characters; expected one row a line, as "
+                "`memr1 export` writes it. Nothing was imported."
+            )
         if line.strip():
             try:
                 row = json.loads(line)
