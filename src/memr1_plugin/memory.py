@@ -398,7 +398,9 @@ class Memory:
     def feedback(self, answer: Answer, *, correct: str) -> None:
         """Keep what the right answer would have been: a question record for training."""
         self._check_open()
-        self.bank.add_feedback(answer, correct)
+        clean = self.guard.clean_value
+        shown = Answer.from_json(clean(answer.to_json(), answer.scope))
+        self.bank.add_feedback(shown, clean(correct, answer.scope))
 
     def replay(
         self, scope: Scope | None = None, *, into: str | Path, progress: Callable[[int, int], None] | None = None

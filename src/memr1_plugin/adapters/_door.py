@@ -275,7 +275,8 @@ class Door:
         await self.arun("rewrite", self._rewrite(said), None)
 
     def _rewrite(self, said: Sequence[Said]) -> Flow[None]:
-        known = yield call("turns", scope=self.address.scope, session=self.address.session, limit=None)
+        where: dict[str, Any] = {"scope": self.address.scope, "session": self.address.session}
+        known = yield call("turns", **where, limit=None, quarantined="shown")  # to know them again, never to show them
         free: dict[tuple[str, str], list[str]] = {}
         for turn in known:
             free.setdefault((turn.role, turn.text), []).append(turn.id)
@@ -304,7 +305,8 @@ class Door:
         return [turn for turn in map(self._turn, said) if turn is not None]
 
     def _turn(self, said: Said) -> Turn | None:
-        text = sayable(strip_recalled(said.text)).strip()
+        clean = self.memory.guard.clean_value
+        text: str = clean(sayable(strip_recalled(said.text)).strip(), self.address.scope)
         if not text and not said.payload:
             return None
         # A message without words (an image, a tool call) belongs to the dialogue but teaches nothing.
@@ -317,7 +319,7 @@ class Door:
             id=digest(self._here, said.key, said.role, text) if said.key else new_id(),
             role=role,
             session=self.address.session,
-            metadata={"door": self.name, **said.payload},
+            metadata={"door": self.name, **clean(dict(said.payload), self.address.scope)},
         )
 
     def record(self, said: Sequence[Said]) -> list[Turn]:
@@ -341,7 +343,9 @@ class Door:
     def _follow(self, said: Sequence[Said]) -> Flow[None]:
         turns = self.turns(said)
         scope, session = self.address.scope, self.address.session
-        known: list[Turn] = yield call("turns", scope=scope, session=session, limit=len(turns) + _LOOK_BACK)
+        known: list[Turn] = yield call(
+            "turns", scope=scope, session=session, limit=len(turns) + _LOOK_BACK, quarantined="shown"
+        )
         if new := turns[_overlap([_what(t) for t in known], [_what(t) for t in turns]) :]:
             yield call("observe_many", new)
 

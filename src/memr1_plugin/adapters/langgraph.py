@@ -19,10 +19,11 @@ from weakref import WeakKeyDictionary
 
 from memr1_plugin.adapters import _store_filter as filters
 from memr1_plugin.adapters._namespaces import Namespaces
-from memr1_plugin.adapters._said import plain_json, sayable
+from memr1_plugin.adapters._said import digest, plain_json, sayable
 from memr1_plugin.adapters._source import source_of
 from memr1_plugin.errors import MissingExtraError
-from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
+from memr1_plugin.guard import texts_in
+from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope, Turn
 
 try:
     from langgraph.store.base import (
@@ -200,7 +201,7 @@ class MemoryR1Store(BaseStore):
         held = self._of_scope(scope)
         by_ttl: dict[float | None, list[Operation]] = {}
         for op in ops:
-            operation = self._operation(op, held.get((op.namespace, op.key)))
+            operation = self._operation(scope, op, held.get((op.namespace, op.key)))
             if operation is not None:
                 by_ttl.setdefault(op.ttl, []).append(operation)
         for ttl, operations in by_ttl.items():
@@ -209,16 +210,29 @@ class MemoryR1Store(BaseStore):
                 if change.kind is OperationKind.UPDATE and change.after is not None:
                     self._expire_in(scope, change.after, ttl)
 
-    def _operation(self, op: PutOp, old: _Entry | None) -> Operation | None:
+    def _operation(self, scope: Scope, op: PutOp, old: _Entry | None) -> Operation | None:
         if op.value is None:
             return None if old is None else Operation(OperationKind.DELETE, target=old.item.id)
-        value = plain_json(dict(op.value))
+        value = self._memory.guard.clean_value(plain_json(dict(op.value)), scope)
         text, indexed = self._text(value, op.index), op.index is not False
         kept = {"namespace": list(op.namespace), "key": op.key, "value": value, "ttl": op.ttl, "index": indexed}
         fact = Fact(text, "user", datetime.now(timezone.utc), metadata={"langgraph": {**kept, "text": text}})
+        if self._held(scope, fact, texts_in([value, op.key])):
+            return None
         if old is None:
             return Operation(OperationKind.ADD, fact)
         return Operation(OperationKind.UPDATE, fact, old.item.id)
+
+    def _held(self, scope: Scope, fact: Fact, texts: Sequence[str]) -> bool:
+        """Put a value that screening catches into quarantine instead of the store; a release puts it under its key."""
+        rules = self._memory.guard.rules(texts)
+        if not rules:
+            return False
+        turn = Turn(
+            fact.text, fact.speaker, scope, id=digest("store", scope.key, fact.metadata), metadata=fact.metadata
+        )
+        self._memory.bank.record([turn], caught=[rules])
+        return not self._memory.bank.quarantine.was_released(scope, turn.id)
 
     def _text(self, value: dict[str, Any], index: Any) -> str:
         """Return what of a value is searched, as text."""

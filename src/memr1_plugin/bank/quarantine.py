@@ -64,6 +64,15 @@ class Quarantine:
         with self._store.reading() as connection:
             return held(connection, scope, released=released)
 
+    def was_released(self, scope: Scope, turn_id: str) -> bool:
+        """True if somebody let this turn out."""
+        with self._store.reading() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM quarantine WHERE scope_id = ? AND turn_id = ? AND released_at IS NOT NULL",
+                (scope_row(connection, scope), turn_id),
+            ).fetchone()
+        return row is not None
+
     def release(self, scope: Scope, turn_id: str) -> None:
         """Let a turn out: it is pending again, in its old place."""
         with self._store.writing() as connection:

@@ -13,11 +13,10 @@ from pydantic import ConfigDict
 
 from memr1_plugin.adapters._door import Door, OnError, Recall
 from memr1_plugin.adapters._fields import DoorFields
-from memr1_plugin.adapters._said import render_recalled
+from memr1_plugin.adapters._said import as_data, render_recalled
 from memr1_plugin.adapters.langchain._messages import content_text
 from memr1_plugin.adapters.langchain._who import Ids
 from memr1_plugin.errors import InputError, MissingExtraError
-from memr1_plugin.operations import render_said
 from memr1_plugin.types import MemoryItem
 
 try:
@@ -67,7 +66,7 @@ def _document(item: MemoryItem) -> Document:
         "turn_ids": list(item.turn_ids),
         "score": item.score,
     }
-    return Document(page_content=render_said(item.at, item.speaker, item.text), metadata=metadata, id=str(item.id))
+    return Document(page_content=as_data(item), metadata=metadata, id=str(item.id))
 
 
 def recall_runnable(

@@ -104,8 +104,8 @@ class Remember(MemoryTool):
         if not turns:
             raise InputError("the text is empty; expected a fact in words.")
         changes: list[Change] = yield call("observe_many", turns)
-        kept = [f"{c.item_id}: {c.after.text}" for c in changes if c.after and c.kind is not OperationKind.NOOP]
-        return "Remembered. " + "; ".join(kept) if kept else "Noted."
+        kept = [c.after for c in changes if c.after and not c.after.deleted and c.kind is not OperationKind.NOOP]
+        return f"Remembered.\n{render_recalled(kept, numbered=True)}" if kept else "Noted."
 
 
 class CorrectMemory(MemoryTool):
@@ -117,7 +117,7 @@ class CorrectMemory(MemoryTool):
 
     def _act(self, door: Door, memory_id: int = 0, text: str = "") -> Flow[str]:  # type: ignore[override]
         change: Change = yield call("correct", memory_id, text, scope=door.address.scope)
-        return f"Memory {memory_id} now reads: {change.after.text if change.after else text}"
+        return f"Corrected.\n{render_recalled([change.after] if change.after else [], numbered=True)}"
 
 
 class ForgetMemory(MemoryTool):
