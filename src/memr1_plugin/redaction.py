@@ -8,7 +8,7 @@ people are left: a memory without names is no memory. No model is loaded and not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -97,7 +97,8 @@ def _secret_patterns() -> list[tuple[re.Pattern[str], str]]:
     """Return detect-secrets' patterns; not its guesses by entropy and key words, which are for source code."""
     left_out = (BasicAuthDetector, IPPublicDetector)
     found: list[tuple[re.Pattern[str], str]] = []
-    for name, plugin in get_mapping_from_secret_type_to_class().items():
+    plugins: Mapping[str, type[RegexBasedDetector]] = get_mapping_from_secret_type_to_class()
+    for name, plugin in plugins.items():
         if issubclass(plugin, RegexBasedDetector) and not issubclass(plugin, left_out):
             found += [(pattern, name) for pattern in plugin().denylist]
     return found
