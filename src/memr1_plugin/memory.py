@@ -20,6 +20,7 @@ from memr1_plugin.agents.engine import Engine
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.background import BackgroundWriter
 from memr1_plugin.bank.bank import Bank, Forgotten, Held
+from memr1_plugin.bank.encryption import Key
 from memr1_plugin.bank.journal import Quarantined
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.errors import InputError, ModelError, UnknownItemError
@@ -88,6 +89,7 @@ class Memory:
         settings: Settings | None = None,
         screener: Screener | None = None,
         redactor: Redactor | None = None,
+        key: Key = None,
         write: Literal["sync", "background"] = "sync",
     ) -> Memory:
         """Open the memory in the database file `path`, made if it does not exist.
@@ -106,6 +108,7 @@ class Memory:
             settings: the few knobs.
             screener: any `Screener`, instead of the rules that keep instructions out of the memory.
             redactor: any `Redactor`, instead of the libraries of the extra `redact`.
+            key: encrypts the file (extra `encrypt`): a passphrase, or a function that returns it; None: MEMR1_KEY.
             write: "sync" manages a turn before `observe` returns; "background" journals it (durable) and
                 lets a thread manage it.
 
@@ -122,7 +125,7 @@ class Memory:
         made_embedder, settings = as_embedder(embedder), settings or Settings()
         guard = Guard(settings, screener=screener, redactor=redactor)
         return cls(
-            Bank.open(path, made_embedder),
+            Bank.open(path, made_embedder, key=key),
             engine=engine,
             embedder=made_embedder,
             extractor=as_extractor(extractor, engine),

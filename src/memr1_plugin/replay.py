@@ -30,7 +30,7 @@ def replay(
     scopes = [scope] if scope is not None else memory.bank.scopes()
     turns = [turn for each in scopes for turn in memory.bank.turns(each)]
     held = memory.bank.quarantine.held(scope)
-    bank = Bank.open(into, memory.embedder)
+    bank = Bank.open(into, memory.embedder, key=memory.bank.key)
     with type(memory)(
         bank,
         engine=memory.engine,

@@ -18,6 +18,7 @@ import numpy as np
 from memr1_plugin.bank import applying, feedback, journal, portability, reading, upkeep
 from memr1_plugin.bank.applying import Writing
 from memr1_plugin.bank.embedded import Embedded, Unembedded
+from memr1_plugin.bank.encryption import Key, driver
 from memr1_plugin.bank.forgetting import Forgotten, forget_item, forget_scope, wipe, wipe_pending
 from memr1_plugin.bank.index import IndexCache
 from memr1_plugin.bank.index_files import PERSIST_FROM, IndexFiles
@@ -25,7 +26,7 @@ from memr1_plugin.bank.journal import Quarantined
 from memr1_plugin.bank.quarantine import Held, Quarantine
 from memr1_plugin.bank.reading import BankStats
 from memr1_plugin.bank.rows import dump, next_version, scope_row, scope_row_or_new
-from memr1_plugin.bank.store import Store
+from memr1_plugin.bank.store import MEMORY, Store
 from memr1_plugin.bank.text_index import View
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import InputError
@@ -50,6 +51,8 @@ class Bank:
     def __init__(self, store: Store, embedder: Embedder, *, cache_bytes: int, persist_from: int) -> None:
         self._store = store
         self.quarantine = Quarantine(store)
+        self.key: Key = None
+        """As it was given; what opens a bank beside this one (`replay`) hands it on."""
         self._cache_bytes, self._persist_from = cache_bytes, persist_from
         self._use(embedder)
 
@@ -60,6 +63,7 @@ class Bank:
         embedder: Embedder,
         *,
         busy_timeout_s: float = 30.0,
+        key: Key = None,
         cache_bytes: int = CACHE_BYTES,
         persist_from: int = PERSIST_FROM,
         reembed: bool = False,
@@ -70,6 +74,7 @@ class Bank:
             path: the file; it is created readable by its owner alone.
             embedder: must be the one the bank was made with, or see `reembed`.
             busy_timeout_s: how long a write waits for another process's.
+            key: encrypts the file (extra `encrypt`); None: the environment variable MEMR1_KEY, or no encryption.
             cache_bytes: memory that loaded indexes may take.
             persist_from: items from which a scope gets an index file beside the bank.
             reembed: embed everything again if the bank was made with another embedder.
@@ -78,7 +83,10 @@ class Bank:
             BankError: the file cannot be opened, or is no bank; BankVersionError: it is of a newer version;
             EmbedderMismatchError: another embedder made it.
         """
-        store = Store(path, busy_timeout_s=busy_timeout_s)
+        how = driver(key, memory=str(path) == MEMORY)
+        store = Store(
+            path, busy_timeout_s=busy_timeout_s, connect=how.connect, errors=how.errors, encrypted=how.encrypted
+        )
         try:
             with store.writing() as connection:
                 mine = upkeep.introduce(connection, embedder, bank_id=uuid4().hex)
@@ -86,6 +94,7 @@ class Bank:
                     upkeep.check_embedder(connection, embedder, store.path)
                 upkeep.refresh_words(connection)
             bank = cls(store, embedder, cache_bytes=cache_bytes, persist_from=persist_from)
+            bank.key = key
             if not mine:
                 bank.reembed(embedder)
             if wipe_pending(store):
@@ -98,7 +107,7 @@ class Bank:
     def _use(self, embedder: Embedder) -> None:
         self.embedder = embedder
         files = None
-        if not self._store.memory:
+        if not self._store.memory and not self._store.encrypted:  # an index file would show the vectors
             with self._store.reading() as connection:
                 bank_id = upkeep.meta(connection)["bank"]
             folder = Path(f"{self._store.path}.index")

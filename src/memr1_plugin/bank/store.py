@@ -40,11 +40,19 @@ _locks_guard = threading.Lock()
 class Store:
     """An open bank file. Thread-safe; one per file and process is enough, more do no harm."""
 
-    def __init__(self, path: str | Path, *, busy_timeout_s: float = 30.0, connect: Connect = sqlite3.connect) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        busy_timeout_s: float = 30.0,
+        connect: Connect = sqlite3.connect,
+        errors: tuple[type[Exception], ...] = (sqlite3.Error,),
+        encrypted: bool = False,
+    ) -> None:
         self.path = str(path)
         self.memory = self.path == MEMORY
         self.busy_timeout_s = busy_timeout_s
-        self._connect = connect
+        self._connect, self._errors, self.encrypted = connect, errors, encrypted
         self._pid = os.getpid()
         self._closed = False
         self._readers: list[sqlite3.Connection] = []
@@ -153,10 +161,10 @@ class Store:
         """Turn SQLite's errors into the library's, with what to do."""
         try:
             yield
-        except sqlite3.Error as error:
+        except self._errors as error:
             raise self._explain(error) from error
 
-    def _explain(self, error: sqlite3.Error) -> BankError:
+    def _explain(self, error: Exception) -> BankError:
         words = str(error).lower()
         if self._closed or "closed database" in words:
             return BankError(f"{self.path} is closed. Open the bank again.")
@@ -173,7 +181,7 @@ class Store:
                 f"{self.path} cannot be opened ({error}). Check that it is a file and may be read and written."
             )
         if "not a database" in words:
-            return BankError(f"{self.path} is not a memory bank: SQLite says {error}. Choose another path.")
+            return BankError(f"{self.path} is not a memory bank: SQLite says {error}. {self._key_advice()}")
         if "malformed" in words or "corrupt" in words or "disk i/o" in words:
             return BankError(
                 f"{self.path} is damaged or its disk fails ({error}). Run `memr1 doctor`; "
@@ -182,6 +190,11 @@ class Store:
         if "no such module: fts5" in words:
             return BankError("this Python's SQLite has no FTS5, which full text needs. Use a build that has it.")
         return BankError(f"{self.path}: SQLite failed: {error}")
+
+    def _key_advice(self) -> str:
+        if self.encrypted:
+            return "The key is another one, or the file is not encrypted."
+        return "Choose another path; if it is an encrypted bank, give its key (MEMR1_KEY, or `key`)."
 
     def _busy(self) -> str:
         return (
@@ -235,7 +248,7 @@ class Store:
         while True:
             try:
                 return open_()
-            except sqlite3.OperationalError as error:
+            except self._errors as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
