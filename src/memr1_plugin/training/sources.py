@@ -73,13 +73,26 @@ def interrupted(conversation: Conversation, lines: Sequence[str], rng: random.Ra
 
 
 def synthetic_groups(amount: Amount, embedder: Embedder, lines: Sequence[str] = ()) -> Iterator[list[Example]]:
-    """Answer examples from synthetic conversations: six in ten interrupted by chatter, one in four told by "user"."""
+    """Answer examples from synthetic conversations, `amount.groups` lists of memories from each."""
     rng = random.Random(amount.seed)
     for one in synthetic.conversations(amount.seed, amount.conversations):
-        told = as_user(one.conversation) if rng.random() < 0.25 else one.conversation
-        if lines and rng.random() < 0.6:
-            told = interrupted(told, lines, rng, len(told.turns) // 8)
-        yield from grouped(answer_episodes(told, embedder), rng, groups=amount.groups)
+        episodes = answer_episodes(_told(one.conversation, lines, rng), embedder)
+        yield from grouped(episodes, rng, groups=amount.groups)
+
+
+def synthetic_episodes(amount: Amount, embedder: Embedder, lines: Sequence[str] = ()) -> Iterator[list[AnswerEpisode]]:
+    """Answer episodes of synthetic conversations, each question beside what serving retrieves for it."""
+    rng = random.Random(amount.seed)
+    for one in synthetic.conversations(amount.seed, amount.conversations):
+        yield answer_episodes(_told(one.conversation, lines, rng), embedder)
+
+
+def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) -> Conversation:
+    """One in four told by "user", six in ten interrupted by chatter."""
+    told = as_user(conversation) if rng.random() < 0.25 else conversation
+    if lines and rng.random() < 0.6:
+        told = interrupted(told, lines, rng, len(told.turns) // 8)
+    return told
 
 
 def file_groups(path: str | Path, groups: int, embedder: Embedder, seed: int = 0) -> Iterator[list[Example]]:
@@ -177,7 +190,16 @@ def _to_you(answer: str) -> str:
 def longmemeval_groups(
     path: str | Path, embedder: Embedder, lines: Sequence[str], *, rounds: int = 2, seed: int = 0
 ) -> Iterator[list[Example]]:
-    """Answer examples from LongMemEval's evidence: three users' worth told as one, among chatter.
+    """Answer examples from `longmemeval_episodes`, one group for each three users."""
+    for asked in longmemeval_episodes(path, embedder, lines, rounds=rounds, seed=seed):
+        if group := [example for e in asked if (example := e.example()) is not None]:
+            yield group
+
+
+def longmemeval_episodes(
+    path: str | Path, embedder: Embedder, lines: Sequence[str], *, rounds: int = 2, seed: int = 0
+) -> Iterator[list[AnswerEpisode]]:
+    """Answer episodes from LongMemEval's evidence: three users' worth told as one, among chatter.
 
     Questions in the first person are put in the third ("Where did Ana redeem ..."), except one group in four.
     """
@@ -191,7 +213,7 @@ def longmemeval_groups(
         for start in range(0, len(readable), 3):
             person, other = next(names), next(names)
             told = _merged(readable[start : start + 3], person, other, rng, lines)
-            yield from _asked_together(answer_episodes(told, embedder), rng)
+            yield _asked_together(answer_episodes(told, embedder), rng)
 
 
 def _is_readable(conversation: Conversation) -> bool:
@@ -260,14 +282,12 @@ def in_third_person(question: str, person: synthetic.Person) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _asked_together(episodes: Sequence[AnswerEpisode], rng: random.Random) -> Iterator[list[Example]]:
-    """One group: the evidence of all the questions, as far as ten memories hold it."""
+def _asked_together(episodes: Sequence[AnswerEpisode], rng: random.Random) -> list[AnswerEpisode]:
+    """The questions over one list, the evidence of all of them, as far as ten memories hold it."""
     ranked = [item for n in range(10) for e in episodes for item in e.items[n : n + 1]]
     shown = tuple({item.id: item for item in ranked}.values())[: rng.randint(6, 9)]
     asked = [replace(e, items=shown) for e in episodes]
-    made = [e.example() for e in asked if not e.question.answer or (e.places() and _says(e))]
-    if group := [example for example in made if example is not None]:
-        yield group
+    return [e for e in asked if not e.question.answer or (e.places() and _says(e))]
 
 
 def _says(episode: AnswerEpisode) -> bool:

@@ -1,0 +1,155 @@
+"""RL on the shipped SFT LoRAs, on two CPU cores: python training/runs/smollm2_rl.py answer grpo runs/answer-grpo
+
+GRPO or PPO for the Answer Agent, GRPO for the Manager, on the nf4 base, from the LoRA that SFT made. Episodes are
+synthetic conversations and LongMemEval's evidence that SFT did not see; a LoCoMo conversation (``--validation FILE
+--only conv-30``) chooses the checkpoint and is never trained on. Started again with the same folder, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memr1_plugin.agents.engine import Role
+from memr1_plugin.agents.loading import load_tokenizer
+from memr1_plugin.agents.models import find_loras, resolve
+from memr1_plugin.agents.setup import prepare
+from memr1_plugin.embedding import Embedder, as_embedder
+from memr1_plugin.evaluation.datasets import load
+from memr1_plugin.training import lora, rl, sources, synthetic
+from memr1_plugin.training.base import load_trainable
+from memr1_plugin.training.episodes import AnswerEpisode, ManagerEpisode, answer_episodes, manager_episodes
+from memr1_plugin.training.grpo import laptop_config
+from memr1_plugin.training.sft import bf16_pays
+
+SEED = 5100
+"""Of the synthetic conversations; SFT had 7, 1100, 902 and 3300."""
+ANSWER_WEIGHTS = {"token_f1": 1.0, "exact_match": 0.2, "evidence_coverage": 0.4, "format_validity": 0.1}
+"""Brevity is left out: F1 punishes words that are too many, and brevity alone rewards abstaining."""
+
+
+def answer_data(embedder: Embedder, longmemeval: str, conversations: int) -> list[AnswerEpisode]:
+    """Questions whose evidence was retrieved, and one in nine that the memories do not answer."""
+    lines = sources.chatter()
+    told = sources.synthetic_episodes(sources.Amount(SEED, conversations, 0), embedder, lines)
+    found = [e for asked in told for e in asked]
+    if longmemeval:
+        real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
+        found += [e for asked in real for e in asked]
+    rng = random.Random(SEED)
+    rng.shuffle(found)
+    answered = [e for e in found if e.question.answer and e.places()]
+    others = [e for e in found if not e.question.answer]
+    mixed = answered + others[: len(answered) // 8]
+    rng.shuffle(mixed)
+    return mixed
+
+
+def manager_data(embedder: Embedder, conversations: int, first: int = SEED) -> Iterator[ManagerEpisode]:
+    """Turns that a question rests on, or that change what an earlier one rests on, with the bank before them."""
+    told = synthetic.conversations(first, conversations, sessions=(3, 5), changing=0.45)
+    for one in told:
+        for episode in manager_episodes(one.conversation, embedder, gold=one.gold, keep_banks=True):
+            if any(q.evidence and q.answer for q in episode.questions):
+                yield episode
+
+
+def main() -> None:
+    """Parse the command line, build the episodes, train."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("role", choices=["answer", "manager"])
+    parser.add_argument("algorithm", choices=["grpo", "ppo"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--prompts", type=int, default=6, help="episodes a step")
+    parser.add_argument("--completions", type=int, default=8, help="completions of each")
+    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the LoRA")
+    parser.add_argument("--conversations", type=int, default=60)
+    parser.add_argument("--longmemeval", default="", help="LongMemEval's evidence turns")
+    parser.add_argument("--validation", default="", help="a file of conversations with questions")
+    parser.add_argument("--only", default="conv-30")
+    parser.add_argument("--start", default="", help="folder of the LoRA to go on from; default: the shipped one")
+    given = parser.parse_args()
+    role = Role(given.role)
+    weights = prepare(resolve(None))
+    shipped = find_loras(weights.name)
+    embedder = as_embedder(None)
+    held = [c for c in load(given.validation) if c.id == given.only] if given.validation else []
+    if role is Role.ANSWER:
+        episodes: list[Any] = answer_data(embedder, given.longmemeval, given.conversations)
+        asked = [e for c in held for e in answer_episodes(c, embedder) if e.question.answer]
+        validation: list[Any] = asked[::2]  # every second question: a validation takes a minute, not two
+    else:
+        episodes = list(manager_data(embedder, given.conversations))
+        validation = list(manager_data(embedder, 6, first=SEED + 400))
+    print(f"{len(episodes)} episodes, {len(validation)} for validation", flush=True)
+    batch = given.prompts * given.completions
+    options: dict[str, Any] = {
+        "critic_learning_rate": 1e-3,
+        "kl_in_reward": True,
+        "beta": 0.02,
+        "num_iterations": 2,
+    }
+    args = laptop_config(
+        given.folder,
+        rl.CONFIGS[given.algorithm],
+        max_steps=given.steps,
+        per_device_train_batch_size=batch,
+        num_generations=given.completions,
+        max_completion_length=32 if role is Role.ANSWER else 24,
+        learning_rate=given.rate,
+        warmup_steps=5,
+        temperature=1.0,
+        bf16=bf16_pays(),
+        seed=1,
+        eval_strategy="steps",
+        eval_steps=min(25, given.steps),
+        save_steps=min(25, given.steps),
+        **(options if given.algorithm == "ppo" else {"beta": 0.0}),
+    )
+    trainer = rl.train(
+        role,
+        load_trainable(weights.path),
+        load_tokenizer(weights.path),
+        episodes,
+        args,
+        start=given.start or shipped[role],
+        frozen=shipped[Role.ANSWER if role is Role.MANAGER else Role.MANAGER],
+        validation=validation,
+        embedder=embedder,
+        weights=ANSWER_WEIGHTS if role is Role.ANSWER else None,
+    )
+    best = trainer.best_checkpoint
+    assert best is not None
+    run = lora.TrainingRun.of(
+        role,
+        resolve(None),
+        rl_data_hash(trainer),
+        1,
+        algorithm=given.algorithm,
+        data={"episodes": len(episodes), "synthetic seed": SEED, "LongMemEval evidence (MIT)": bool(given.longmemeval)},
+        metrics={"best step": best.name.rpartition("-")[2], "validation reward": trainer.state.best_metric},
+        settings={k: v for k, v in vars(given).items() if k not in ("folder", "longmemeval", "validation")},
+    )
+    final = given.folder / "final"
+    final.mkdir(exist_ok=True)
+    for name in (lora.WEIGHTS, "adapter_config.json"):
+        shutil.copyfile(best / name, final / name)
+    lora.halve(final / lora.WEIGHTS)
+    run.write(final)
+    print(final)
+
+
+def rl_data_hash(trainer: Any) -> str:
+    """16 hex digits that name the prompts trained on."""
+    prompts = "\x00".join(trainer.train_dataset["prompt"])
+    return hashlib.sha256(prompts.encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()
