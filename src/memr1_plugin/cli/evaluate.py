@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from memr1_plugin.cli._shell import Json, Model, emit, out, progress
+from memr1_plugin.cli._shell import Json, Model, emit, err, out, plain
 from memr1_plugin.errors import InputError
 
 
@@ -16,66 +19,94 @@ def register(app: typer.Typer) -> None:
     app.command(name="eval")(evaluate)
 
 
+@contextmanager
+def stages(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage of a long run, as it comes to it; yields a function of (what, done, of)."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err, disable=quiet) as bar:
+        tasks: dict[str, object] = {}
+
+        def tick(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(plain(what), total=of)
+            bar.update(tasks[what], completed=done, total=of)  # type: ignore[arg-type]  # rich's own NewType of int
+
+        yield tick
+
+
 def evaluate(
     data: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Conversations with questions.")],
     to: Annotated[Path, typer.Option("--out", help="Folder of the run; it resumes what is there.")],
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="no-memory, full-context, rag, untrained, untrained-raw, or NAME=FOLDER of LoRAs (NAME=FOLDER:raw: "
-            "without the Manager). May be given several times.",
-            show_default="no-memory, rag, untrained",
+            help="no-memory, full-context, rag, untrained, untrained-raw, shipped, NAME=FOLDER of LoRAs, or "
+            "NAME=answer:FOLDER,manager:FOLDER (FOLDER may be shipped or none). Then options: :raw (no Manager), "
+            ":always-add (a Manager that only adds), :gold (reads the gold evidence), :unselected (chooses no "
+            "memories). May be given several times.",
+            show_default="no-memory, rag, untrained, shipped",
         ),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Ids of the conversations to ask about.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Ids of the conversations to ask about. May be given several times.")
+    ] = None,
     category: Annotated[
-        list[str] | None, typer.Option(help="Categories to ask; all: every one.", show_default="1, 2, 3, 4")
+        list[str] | None,
+        typer.Option(help="Categories to ask; all: every one.", show_default="1, 2, 3, 4 of LoCoMo; all of other data"),
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Memories shown per question.")] = 10,
+    role: Annotated[
+        list[str] | None, typer.Option(help="Roles whose turns become memories.", show_default="user")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per conversation.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions computed together.")] = 8,
     baseline: Annotated[str | None, typer.Option(help="The system that the others are compared with.")] = None,
+    errata: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Known wrong golds (locomo-audit's JSONL): a second figure."),
+    ] = None,
     model: Model = "",
     as_json: Json = False,
 ) -> None:
     """Ask several systems the same questions, side by side, and print their scores with intervals.
 
-    Reads LoCoMo, LongMemEval evidence and this project's JSONL. Every answer is written as it comes; the same
-    command goes on where a stopped run was. F1 and BLEU-1 are the paper's.
+    Reads LoCoMo, LongMemEval and this project's JSONL (see docs/evaluation.md). Every answer is written as it comes;
+    the same command goes on where a stopped run was. The folder gets table.md, summary.json, scores.jsonl and f1.png.
     """
-    from memr1_plugin.agents.local import LocalEngine, shared_engine
+    from memr1_plugin.agents import models
     from memr1_plugin.embedding import as_embedder
-    from memr1_plugin.evaluation import report
+    from memr1_plugin.evaluation import report, run
     from memr1_plugin.evaluation.datasets import load
-    from memr1_plugin.evaluation.systems import System, parse_system
+    from memr1_plugin.evaluation.systems import Engines, parse_system
     from memr1_plugin.settings import Settings
 
-    conversations = [one for one in load(data) if not only or one.id in only]
-    if not conversations:
-        raise InputError(f"{data} has no conversation called {', '.join(only or [])}.")
-    systems = [parse_system(word) for word in system or ["no-memory", "rag", "untrained"]]
-    bare: list[LocalEngine] = []
-
-    def engine_for(one: System) -> LocalEngine:
-        if one.loras is not None:
-            return shared_engine(model or None, one.loras)
-        if not bare:  # one engine without LoRAs for all baselines
-            bare.append(LocalEngine(model or None, {}))
-        return bare[0]
-
-    chosen = () if category and "all" in category else tuple(category or ("1", "2", "3", "4"))
-    with progress("eval", as_json) as tick:
-        rows = report.evaluate(
-            conversations,
-            systems,
-            to,
-            engine_for=engine_for,
-            embedder=as_embedder(None),
-            settings=Settings(candidates=candidates),
-            categories=chosen,
-            limit=limit,
-            progress=lambda what, done, of: tick(done, of),
-        )
-    summaries = report.table(rows, baseline=baseline)
-    (to / "table.md").write_text(report.markdown(summaries) + "\n", encoding="utf-8")
-    report.plot(summaries, to / "f1.png")
-    emit(summaries, as_json, lambda: out.print(report.markdown(summaries)))
+    everything = load(data)
+    conversations = [one for one in everything if not only or one.id in only]
+    if lost := sorted(set(only or []) - {one.id for one in conversations}):
+        known = ", ".join(one.id for one in everything[:8])
+        raise InputError(f"{data} has no conversation called {', '.join(lost)}; it has {known}.")
+    weights = models.resolve(model or None)
+    shipped = models.find_loras(weights.name)
+    systems = [parse_system(word, shipped) for word in system or ["no-memory", "rag", "untrained", "shipped"]]
+    engines = Engines(model or None, batch=batch)
+    try:
+        with stages(as_json) as tick:
+            done = run.evaluate(
+                conversations,
+                systems,
+                to,
+                engine_for=engines,
+                embedder=as_embedder(None),
+                model=f"{weights.name} {weights.revision}",
+                settings=Settings(candidates=candidates, remember_roles=tuple(role or ["user"])),
+                categories=() if category and "all" in category else tuple(category or run.LOCOMO_SCORED),
+                limit=limit,
+                batch=batch,
+                progress=tick,
+            )
+    finally:
+        engines.close()
+    summary = report.write(done, conversations, to, baseline=baseline, errata=errata)
+    emit(summary, as_json, lambda: out.print(*(table.rich() for table in report.tables(summary)), sep="\n"))

@@ -128,6 +128,11 @@ def correct(conversations: Sequence[Conversation], errata: str | Path) -> list[C
     return [replace(c, questions=tuple(_corrected(q, c, fixes) for q in c.questions)) for c in conversations]
 
 
+def wrong_golds(errata: str | Path) -> set[str]:
+    """Return the ids of the questions whose published answer an errata file calls wrong."""
+    return {row["id"] for where, row in _jsonl(Path(errata)) if _field(row, "affects_score", bool, where)}
+
+
 def _corrected(question: Question, conversation: Conversation, fixes: Mapping[str, tuple[str, Any]]) -> Question:
     if question.id not in fixes:
         return question
