@@ -17,7 +17,7 @@ from pathlib import Path
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
-from memr1_plugin.training import statements, synthetic
+from memr1_plugin.training import chat_questions, statements, synthetic
 from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, grouped, manager_episodes, manager_examples
 from memr1_plugin.training.sft import Example
 from memr1_plugin.training.synthetic import Gold
@@ -85,6 +85,15 @@ def synthetic_episodes(amount: Amount, embedder: Embedder, lines: Sequence[str] 
     rng = random.Random(amount.seed)
     for one in synthetic.conversations(amount.seed, amount.conversations):
         yield answer_episodes(_told(one.conversation, lines, rng), embedder)
+
+
+def chat_groups(amount: Amount, embedder: Embedder) -> Iterator[list[Example]]:
+    """Answer examples from what real people said (`chat_questions`): their own words, and their own distractors."""
+    rng = random.Random(amount.seed)
+    for conversation in chat_questions.conversations(amount.seed, amount.conversations):
+        told = as_user(conversation) if rng.random() < 0.15 else conversation
+        if told.questions:
+            yield from grouped(answer_episodes(told, embedder), rng, groups=amount.groups)
 
 
 def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) -> Conversation:

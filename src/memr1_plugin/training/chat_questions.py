@@ -1,0 +1,370 @@
+"""Questions about what real people said: statements of real small talk, turned round by rules.
+
+"I bought a kayak for my brother" becomes "What did Ana buy for her brother?" with the answer "a kayak". Nothing is
+invented but the names and the dates: the words, the slips and everything said around them are people's own, which
+`synthetic` cannot give. The rules are those of cloze question generation (Heilman 2011), the shallow end of it; a
+sentence that no rule fits is left alone. The dialogues are chitchat-dataset's (MIT).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from memr1_plugin.errors import MissingExtraError
+from memr1_plugin.evaluation.datasets import Conversation, Question
+from memr1_plugin.extraction import sentences
+from memr1_plugin.training.synthetic import PRONOUNS, Person, names
+from memr1_plugin.types import Scope, Turn
+
+MAX_ANSWER_WORDS = 8
+SESSIONS = (2, 4)
+"""Real dialogues that are told as one person's sessions with another."""
+LENGTH = (14, 44)
+"""Messages of a dialogue that is used: shorter ones say little, longer ones are games."""
+
+_PAST = {
+    **dict.fromkeys(["went"], "go"), "bought": "buy", "got": "get", "saw": "see", "made": "make", "ate": "eat",
+    "took": "take", "wrote": "write", "found": "find", "lost": "lose", "built": "build", "broke": "break",
+    "met": "meet", "taught": "teach", "won": "win", "heard": "hear", "read": "read", "had": "have", "left": "leave",
+    "drove": "drive", "flew": "fly", "grew": "grow", "ran": "run", "swam": "swim", "sold": "sell", "gave": "give",
+    "told": "tell", "said": "say", "drank": "drink", "sang": "sing", "wore": "wear", "chose": "choose", "rode": "ride",
+}  # fmt: skip
+_REGULAR = [
+    "watch", "play", "learn", "start", "finish", "cook", "bake", "adopt", "visit", "join", "try", "study", "paint",
+    "move", "work", "help", "clean", "receive", "order", "call", "miss", "enjoy", "love", "like", "use", "walk",
+    "travel", "design", "create", "collect", "attend", "decide", "plan", "want", "need", "notice", "dream",
+]  # fmt: skip
+_PRESENT = [
+    "love", "like", "enjoy", "hate", "prefer", "want", "need", "play", "study", "watch", "use", "eat", "collect",
+    "speak", "teach", "own", "drive", "cook", "read", "write", "make", "have", "listen", "drink", "miss", "hope",
+    "sing", "run", "dance", "paint",
+]  # fmt: skip
+_SYNONYMS = {
+    "love": ("enjoy", "like"), "like": ("enjoy", "love"), "enjoy": ("like", "love"), "buy": ("get", "purchase"),
+    "hate": ("dislike",), "want": ("wish for",), "own": ("have",), "see": ("watch",), "make": ("create",),
+    "receive": ("get",), "start": ("begin",), "learn": ("find out",),
+}  # fmt: skip
+_ADVERBS = (
+    r"(?:(?:really|also|just|actually|always|usually|still|probably|definitely|only|honestly|finally|recently) )*"
+)
+_LEAD = re.compile(
+    r"^(?:(?:well|oh|yeah|yes|no|yep|haha|hahaha|lol|and|but|so|also|plus|honestly|actually|like|ok|okay|hmm)[,.! ]+)+",
+    re.IGNORECASE,
+)
+_STOP = re.compile(
+    r"\s*(?:[,;:!.()\"]|\.\.+| - |\b(?:but|because|cause|so that|so|which|when|where|if|though|although|while|lol|haha+"
+    r"|since|until|and (?:i|we|it|they|then|he|she|that)|as well|too|right now|at the moment|even|unless|than)\b).*$",
+    re.IGNORECASE,
+)
+_PREPOSITION = re.compile(r" (?=(?:in|at|with|for|about|from|on|during|after|before|near) )")
+_EMPTY = re.compile(
+    r"(?:it|that|this|them|they|him|her|you|your|one|some|something|stuff|things?|those|these|everything|anything|all|"
+    r"nothing|what|there|here|to|not|no|a|the|lot|lots|of|way|being|be|do|so|much|more|know|go|see|say)",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(r"(?:an?|two|three|four|five|six|my|several|lots of|many|\d+) \w+", re.IGNORECASE)
+_DANGLING = re.compile(
+    r"^(?:in|on|at|to|for|with|of|from|by|about|again|that|if|how|up|out|off|over|down|into) "
+    r"|^(?:again|back|up|out)$| (?:and|or|to|of|in|on|at|with|for|the|an?|her|his|is|are|was|now|then)$",
+    re.IGNORECASE,
+)
+"""An answer that begins or ends in the middle of something."""
+_RELATIVE = "mom|mother|dad|father|sister|brother|wife|husband|boyfriend|girlfriend|roommate|dog|cat|son|daughter"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that one sentence answers. Texts have {N} for the speaker; pronouns are filled in already."""
+
+    question: str
+    answer: str
+    key: str
+    """What the question asks for without its details: two tellings with one key answer one question together."""
+
+
+def asked_of(sentence: str, person: Person) -> list[Asked]:
+    """Return the questions that `sentence`, said by `person`, answers; most sentences answer none.
+
+    >>> asked_of("I bought a kayak for my brother.", Person("Ana", "f"))[0].question
+    'What did Ana buy for her brother?'
+    """
+    text = _LEAD.sub("", sentence.strip())
+    found = [asked for rule in _RULES for asked in rule(text)]
+    made = [_told(asked, person) for asked in found]
+    return [asked for asked in made if asked is not None]
+
+
+def _told(asked: Asked, person: Person) -> Asked | None:
+    """Fill in names; None where the answer says nothing or the question still speaks of "I"."""
+    answer = _third(asked.answer, person).strip(" '*~-")
+    words = re.findall(r"[\w']+", answer)
+    if not 1 <= len(words) <= MAX_ANSWER_WORDS or all(_EMPTY.fullmatch(word) for word in words):
+        return None
+    if _DANGLING.search(answer):
+        return None
+    question = re.sub(r"\s+", " ", _third(asked.question, person)).replace("{N}", person.name)
+    if re.search(r"\b(?:I|i|you|your|me|we|us|our|it|this|that|they|them)\b", question + " " + answer):
+        return None
+    return Asked(question, answer, f"{person.name}: {asked.key}")
+
+
+def _third(text: str, person: Person) -> str:
+    said = PRONOUNS[person.sex]
+    for mine, theirs in (("my", said["his"]), ("myself", said["himself"]), ("mine", said["his"])):
+        text = re.sub(rf"\b{mine}\b", theirs, text, flags=re.IGNORECASE)
+    return text.replace("{himself}", said["himself"]).replace("{he}", said["he"])
+
+
+def _object(text: str) -> str:
+    """What is left of a clause's end when all that follows its object is taken off."""
+    return re.sub(
+        r"\s+(?:haha+|lol|though|either|again|now|today|yet|ever|once|before|recently)$",
+        "",
+        _STOP.sub("", text).strip(),
+    )
+
+
+def _split(text: str) -> tuple[str, str]:
+    """("a kayak", " for my brother"); no details where the object has no preposition after it."""
+    parts = _PREPOSITION.split(text, 1)
+    return (parts[0], f" {parts[1]}") if len(parts) == 2 and len(parts[0].split()) > 1 else (text, "")
+
+
+# ── rules: a sentence in, questions out ──────────────────────────────────────────────────────────────────────
+
+
+def _present(text: str) -> Iterator[Asked]:
+    match = re.match(rf"i {_ADVERBS}({'|'.join(_PRESENT)}) (.+)", text, re.IGNORECASE)
+    if match is None:
+        return
+    verb, rest = match[1].lower(), _object(match[2])
+    doing = re.match(r"to (.+)", rest)
+    if verb in ("have", "own") and not _COUNTED.match(rest):
+        return  # "I have seen it", "I have no idea"
+    if verb == "listen":
+        if doing:
+            yield Asked("What does {N} listen to?", doing[1], "listen to")
+    elif doing:
+        yield Asked(f"What does {{N}} {verb} to do?", doing[1], f"{verb} to do")
+    else:
+        thing, details = _split(rest)
+        yield Asked(f"What does {{N}} {verb}{details}?", thing, verb)
+
+
+def _past(text: str) -> Iterator[Asked]:
+    verbs = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
+    match = re.match(rf"(?:i|we) {_ADVERBS}({'|'.join(verbs)}) (.+)", text, re.IGNORECASE)
+    if match is None:
+        return
+    verb, rest = verbs[match[1].lower()], _object(match[2])
+    thing, details = _split(rest)
+    if (verb == "have" and not _COUNTED.match(rest)) or (verb == "use" and rest.startswith("to ")):
+        return
+    if verb == "go":
+        where = re.match(r"(?:to|on|for) (.+)", rest)
+        if where:
+            yield Asked("Where did {N} go?", _split(where[1])[0], "went")
+    elif verb == "grow" and rest.startswith("up "):
+        yield Asked("Where did {N} grow up?", re.sub(r"^up (?:in|on|near) ", "", rest), "grew up")
+    elif verb == "move":
+        yield Asked("Where did {N} move?", re.sub(r"^(?:to|into) ", "", rest), "moved")
+    elif verb in ("decide", "want", "need", "plan", "try", "start", "learn") and rest.startswith("to "):
+        yield Asked(f"What did {{N}} {verb} to do?", rest[3:], f"did {verb} to do")
+    elif verb == "meet":
+        yield Asked(f"Who did {{N}} meet{details}?", thing, "did meet")
+    else:
+        yield Asked(f"What did {{N}} {verb}{details}?", thing, f"did {verb}")
+
+
+def _regular_past(verb: str) -> str:
+    if verb.endswith("e"):
+        return f"{verb}d"
+    if re.search(r"[^aeiou]y$", verb):
+        return f"{verb[:-1]}ied"
+    return f"{verb}{'n' if verb == 'plan' else ''}ed"
+
+
+def _being(text: str) -> Iterator[Asked]:
+    ways = (
+        (r"i(?:'m| am) from (.+)", "Where is {N} from?", "is from"),
+        (r"i {a}live (?:in|near|at) (.+)", "Where does {N} live?", "lives"),
+        (r"i {a}work (?:in|at|for) (.+)", "Where does {N} work?", "works"),
+        (r"i {a}work as (.+)", "What does {N} work as?", "works as"),
+        (r"i was born (?:and raised )?(?:here )?in (.+)", "Where was {N} born?", "was born"),
+        (r"i(?:'m| am) {a}(?:majoring|studying) (?:in )?(.+)", "What is {N} studying?", "studies"),
+        (r"i(?:'m| am) {a}learning (?:how )?(?:to )?(.+)", "What is {N} learning?", "is learning"),
+        (r"i(?:'m| am) {a}planning (?:on|to) (.+)", "What is {N} planning?", "is planning"),
+        (r"i(?:'m| am) {a}going to (\w+ \w+.*)", "What is {N} going to do?", "is going to"),
+        (r"i(?:'m| am) {a}trying to (.+)", "What is {N} trying to do?", "is trying to"),
+        (r"i(?:'m| am) {a}working on (.+)", "What is {N} working on?", "is working on"),
+        (r"i(?:'m| am) {a}reading (.+)", "What is {N} reading?", "is reading"),
+        (r"i(?:'m| am) {a}(?:so |very |super )?excited (?:about|for|to) (.+)", "What is {N} excited about?", "excited"),
+        (r"i(?:'m| am) {a}(?:a bit |so |very )?(?:scared|afraid) of (.+)", "What is {N} afraid of?", "afraid"),
+        (r"i(?:'m| am) {a}allergic to (.+)", "What is {N} allergic to?", "allergic"),
+        (r"i(?:'m| am) (an? .+)", "How does {N} describe {himself}?", "is a"),
+        (r"i {a}used to (.+)", "What did {N} use to do?", "used to"),
+        (r"i've {a}never (.+)", "What has {N} never done?", "never"),
+        (r"i(?:'ve| have) {a}been to (.+)", "Where has {N} been?", "has been to"),
+        (r"i(?:'d| would) love to (.+)", "What would {N} love to do?", "would love"),
+        (r"i(?:'d| would) want to (.+)", "What would {N} want to do?", "would want"),
+        (r"i wish i (?:could|had|was|were) (.+)", "What does {N} wish for?", "wishes"),
+        (r"i {a}feel (?!like|ya)((?:so |very )?\w+)(?:$|[.!,]| (?:when|about|after|because))", "How does {N} feel?", "feels"),
+    )  # fmt: skip
+    for pattern, question, key in ways:
+        if match := re.match(pattern.replace("{a}", _ADVERBS), text, re.IGNORECASE):
+            yield Asked(question, _object(match[1]), key)
+            return
+
+
+def _favourite(text: str) -> Iterator[Asked]:
+    match = re.match(r"my (?:all time )?favou?rite ([\w ]{3,25}?) (?:is|are|was|would be|has to be) (.+)", text, re.I)
+    if match:
+        yield Asked(f"What is {{N}}'s favorite {match[1]}?", _object(match[2]), f"favorite {match[1]}")
+
+
+def _relative(text: str) -> Iterator[Asked]:
+    match = re.match(rf"my ({_RELATIVE}) (loves|likes|has|plays|works|lives|is a|is an|is|was) (.+)", text, re.I)
+    if match is None:
+        return
+    who, verb, rest = match[1].lower(), match[2].lower(), _object(match[3])
+    if verb in ("works", "lives") and (where := re.match(r"(?:in|at|for|near|as) (.+)", rest)):
+        yield Asked(f"Where does {{N}}'s {who} {verb[:-1]}?", where[1], f"{who} {verb}")
+    elif verb in ("is a", "is an"):
+        yield Asked(f"What is {{N}}'s {who}?", f"{verb[3:]} {rest}", f"{who} is")
+    elif verb in ("loves", "likes", "plays", "has"):
+        base = "have" if verb == "has" else verb[:-1]
+        yield Asked(f"What does {{N}}'s {who} {base}?", rest, f"{who} {verb}")
+
+
+def _number(text: str) -> Iterator[Asked]:
+    counted = r"(\d+|two|three|four|five|six|seven|eight|nine|ten)"
+    if match := re.match(rf"i {_ADVERBS}(?:have|own|got) {counted} (\w+s)\b", text, re.IGNORECASE):
+        yield Asked(f"How many {match[2].lower()} does {{N}} have?", match[1], f"how many {match[2].lower()}")
+    long = r"((?:about |over |almost )?(?:\d+|an?|one|two|three|four|five|six|seven|ten|a few|a couple(?: of)?) \w*"
+    if match := re.match(rf"i(?:'ve| have) been (\w+ing)(.*?) for {long}(?:years?|months?|weeks?|days?))", text, re.I):
+        yield Asked(f"How long has {{N}} been {match[1]}{match[2]}?", match[3], f"how long {match[1]}")
+
+
+def _why(text: str) -> Iterator[Asked]:
+    match = re.match(rf"i {_ADVERBS}({'|'.join(_PRESENT)}) ([^,.]+?) because (.+)", text, re.IGNORECASE)
+    if match:
+        reason = re.sub(r"\bI'm\b|\bI am\b", "{he} is", re.sub(r"[.!,;].*$", "", match[3]))
+        reason = re.sub(r"\b[Ii]\b", "{he}", reason)
+        yield Asked(f"Why does {{N}} {match[1].lower()} {match[2]}?", reason, f"why {match[1]} {match[2]}")
+
+
+def _yes_no(text: str) -> Iterator[Asked]:
+    match = re.match(rf"i {_ADVERBS}(don't |dont |do not )?({'|'.join(_PRESENT)}) (.+)", text, re.IGNORECASE)
+    if match and match[1]:
+        thing = _object(match[3])
+        if 1 <= len(thing.split()) <= 4 and not thing.startswith("to "):
+            yield Asked(f"Does {{N}} {match[2].lower()} {thing}?", "No", f"does {match[2]} {thing}")
+
+
+_RULES = (_present, _past, _being, _favourite, _relative, _number, _why, _yes_no)
+
+
+# ── conversations ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def conversations(seed: int, count: int, *, most: int = 40) -> Iterator[Conversation]:
+    """Yield `count` conversations of several real dialogues, told by two people with invented names over months.
+
+    Args:
+        most: questions of one conversation at most; the rest is left out at random.
+    """
+    rng = random.Random(seed)
+    dialogues = _dialogues()
+    rng.shuffle(dialogues)
+    people = names(seed, 2 * count)
+    for n in range(count):
+        take = rng.randint(*SESSIONS)
+        chosen = [dialogues[(n * SESSIONS[1] + i) % len(dialogues)] for i in range(take)]
+        first, second = next(people), next(people)
+        if first.name == second.name:
+            continue
+        yield _conversation(f"chat-{seed}-{n}", (first, second), chosen, rng, most)
+
+
+def _dialogues() -> list[list[tuple[str, str]]]:
+    """All real dialogues of a fitting length, as (sender, text) in order."""
+    try:
+        from chitchat_dataset import Dataset
+    except ImportError as error:
+        raise MissingExtraError.of("chitchat-dataset", "train") from error
+    found = []
+    for dialogue in Dataset().values():
+        said = [(m[0]["sender"], _joined([part["text"] for part in m])) for m in dialogue["messages"]]
+        if LENGTH[0] <= len(said) <= LENGTH[1] and len({sender for sender, _ in said}) == 2:
+            found.append(
+                [(sender, text) for sender, text in said if 0 < len(text.split()) <= 90 and "http" not in text]
+            )
+    return found
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Several messages sent in a row as one turn."""
+    ended = [p if re.search(r"[.!?]$", p) else f"{p}." for p in (re.sub(r"\s+", " ", p).strip() for p in parts) if p]
+    return " ".join(ended)
+
+
+def _conversation(
+    name: str,
+    people: tuple[Person, Person],
+    dialogues: Sequence[Sequence[tuple[str, str]]],
+    rng: random.Random,
+    most: int,
+) -> Conversation:
+    at = datetime(rng.randint(2019, 2025), rng.randint(1, 12), rng.randint(1, 28), 9, tzinfo=timezone.utc)
+    turns: list[Turn] = []
+    asked: list[tuple[Asked, str]] = []
+    for session, dialogue in enumerate(dialogues):
+        at += timedelta(days=rng.randint(1, 40))
+        order = list(dict.fromkeys(sender for sender, _ in dialogue))
+        rng.shuffle(order)
+        for sender, text in dialogue:
+            who = people[order.index(sender)]
+            turn = Turn(text, who.name, Scope(user=name), at + timedelta(minutes=len(turns)), f"t{len(turns)}",
+                        session=str(session))  # fmt: skip
+            turns.append(turn)
+            asked += [(one, turn.id) for sentence in sentences(text) for one in asked_of(sentence, who)]
+    questions = _questions(asked, name, at + timedelta(days=rng.randint(1, 20)), rng)
+    rng.shuffle(questions)
+    return Conversation(name, tuple(p.name for p in people), tuple(turns), tuple(questions[:most]))
+
+
+def _questions(asked: Sequence[tuple[Asked, str]], name: str, asked_at: datetime, rng: random.Random) -> list[Question]:
+    """One question for each thing that is asked: details tell tellings apart; without them their answers are joined."""
+    by_question: dict[str, list[tuple[Asked, str]]] = {}
+    for one, turn_id in asked:
+        by_question.setdefault(one.question, []).append((one, turn_id))
+    of_key = Counter(one.key for tellings in by_question.values() for one, _ in tellings)
+    found: list[Question] = []
+    for question, tellings in by_question.items():
+        key = tellings[0][0].key
+        if of_key[key] > len(tellings) and question.count(" ") < 5:
+            continue  # another telling, with details, would answer it as well
+        answers = list(dict.fromkeys(one.answer for one, _ in tellings))
+        if len(answers) > 4 or (len(answers) > 1 and "No" in answers):
+            continue
+        evidence = tuple(dict.fromkeys(turn_id for _, turn_id in tellings))
+        text = _reworded(question, rng) if rng.random() < 0.4 else question
+        found.append(
+            Question(
+                f"{name}_q{len(found)}", text, ", ".join(answers), "1" if len(answers) > 1 else "4", evidence, asked_at
+            )
+        )
+    return found
+
+
+def _reworded(question: str, rng: random.Random) -> str:
+    """The question with another verb that means nearly the same, where there is one."""
+    match = re.match(r"(What (?:does|did) \S+ )(\w+)\b(.*)", question)
+    if match is None or match[2] not in _SYNONYMS or " to do" in question:
+        return question
+    return f"{match[1]}{rng.choice(_SYNONYMS[match[2]])}{match[3]}"
