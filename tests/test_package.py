@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "sentence_transformers", "trl", "datasets",
     "faiss", "xgrammar", "langchain", "langchain_core", "langchain_classic", "langgraph", "llama_index", "pandas",
+    "opentelemetry",
 }  # fmt: skip
 
 

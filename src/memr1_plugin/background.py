@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from memr1_plugin.errors import BankBusyError, ModelError
+from memr1_plugin.logs import fields, told
 
 log = logging.getLogger(__name__)
 MAX_RETRY_S = 60.0
@@ -73,7 +74,12 @@ class BackgroundWriter:
             try:
                 more = self._work()
             except (ModelError, BankBusyError) as error:
-                log.warning("managing turns failed (%s); they stay pending, next try in %.0f s", error, retry_s)
+                log.warning(
+                    "managing turns failed (%s); they stay pending, next try in %.0f s",
+                    told(error),
+                    retry_s,
+                    extra=fields("writer_failed", error=type(error).__name__, retry_s=retry_s),
+                )
                 self._pause(error, retry_s)
                 retry_s = min(2 * retry_s, MAX_RETRY_S)
                 continue
@@ -82,7 +88,11 @@ class BackgroundWriter:
                     self.failure = error
                     self._idle = True
                     self._changed.notify_all()
-                log.exception("the background writer stopped; turns are still journaled and stay pending")
+                log.error(
+                    "the background writer stopped (%s); turns are still journaled and stay pending",
+                    told(error),
+                    extra=fields("writer_stopped", error=type(error).__name__),
+                )
                 raise
             retry_s = self._retry_s
             with self._changed:

@@ -27,7 +27,8 @@ from memr1_plugin.errors import InputError, ModelError, UnknownItemError
 from memr1_plugin.extraction import Extractor, as_extractor
 from memr1_plugin.guard import Guard, Redactor
 from memr1_plugin.locks import ScopeLocks
-from memr1_plugin.meter import Meter, Stats
+from memr1_plugin.logs import fields
+from memr1_plugin.meter import Meter, Stats, act
 from memr1_plugin.retrieval import Retriever
 from memr1_plugin.screening import Screener
 from memr1_plugin.settings import Settings
@@ -66,7 +67,7 @@ class Memory:
         self.retriever = Retriever(bank, embedder, self.settings)
         self.manager = Manager(engine, use_certain=self.settings.certain)
         self.answerer = Answerer(engine)
-        self.meter = Meter()
+        self.meter = Meter.of(bank)
         self._locks = ScopeLocks()
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="memr1")
         self._caught_up = False
@@ -167,6 +168,7 @@ class Memory:
         turn = Turn(text, speaker, scope, aware(at), id or new_id(), role, session, dict(metadata or {}))
         return self.observe_many([turn])
 
+    @act("observe")
     def observe_many(self, turns: Sequence[Turn]) -> list[Change]:
         """Take in several turns in order, as `observe` does one; all are journaled in one transaction."""
         self._check_open()
@@ -175,7 +177,7 @@ class Memory:
         with self.meter.stage("journal"):
             new = self.bank.record(turns, caught=caught)
         self.meter.add("turns", sum(new))
-        self._count_caught(rules for rules, is_new in zip(caught, new, strict=True) if is_new)
+        self.meter.caught(rules for rules, is_new in zip(caught, new, strict=True) if is_new)
         return self._manage_or_wake(dict.fromkeys(turn.scope for turn in turns))
 
     def _manage_or_wake(self, scopes: Collection[Scope]) -> list[Change]:
@@ -190,11 +192,12 @@ class Memory:
         with self._locks.of(scope):
             return [change for turn in self.bank.pending(scope, limit=limit) for change in self._manage(turn)]
 
+    @act("manage")
     def _manage(self, turn: Turn) -> list[Change]:
         """Turn -> facts -> related memories -> operations -> changes."""
         facts = self._extract(turn)
         if (rules := self.guard.of_facts(facts)) and self.bank.quarantine.hold(turn, rules):
-            self._count_caught([rules])
+            self.meter.caught([rules])
             return []
         with self.meter.stage("retrieve"):
             related = [self.retriever.related(fact, turn.scope) for fact in facts]
@@ -209,7 +212,7 @@ class Memory:
                 sources=decision.sources,
                 rejections=decision.rejections,
             )
-        self._count(facts, changes, [rejection.reason for rejection in decision.rejections])
+        self.meter.managed(facts, changes, decision.rejections)
         return changes
 
     def _extract(self, turn: Turn) -> list[Fact]:
@@ -217,18 +220,6 @@ class Memory:
             return []
         with self.meter.stage("extract"):
             return self.extractor.extract(turn, self.guard.previous(self.bank.previous_turn(turn)))
-
-    def _count_caught(self, caught: Iterable[Sequence[str]]) -> None:
-        for rules in filter(None, caught):
-            self.meter.add("quarantined")
-            log.warning("a turn went into quarantine (%s); `Memory.quarantine` shows it", ", ".join(rules))
-
-    def _count(self, facts: Sequence[Fact], changes: Iterable[Change], rejected: Iterable[str]) -> None:
-        self.meter.add("facts", len(facts))
-        for change in changes:
-            self.meter.add(f"{change.kind.value}:{change.source}")
-        for reason in rejected:
-            self.meter.add(f"rejected:{reason}")
 
     def _manage_some(self) -> bool:
         """One round of the background writer: the oldest turns of each scope that waits; says whether more wait."""
@@ -247,7 +238,11 @@ class Memory:
         self._caught_up = True
         pending = [turn for turn in self.bank.pending() if turn.scope not in but]
         if pending:
-            log.info("managing %d turns that an earlier process left pending", len(pending))
+            log.info(
+                "managing %d turns that an earlier process left pending",
+                len(pending),
+                extra=fields("catch_up", turns=len(pending)),
+            )
         for scope in dict.fromkeys(turn.scope for turn in pending):
             self._manage_scope(scope)
 
@@ -271,6 +266,7 @@ class Memory:
 
     # -- reading ---------------------------------------------------------------------------------------
 
+    @act("search")
     def search(
         self,
         query: str,
@@ -284,11 +280,14 @@ class Memory:
         self._check_open()
         self._catch_up()
         with self.meter.stage("retrieve"):
-            return self.retriever.search(
+            found = self.retriever.search(
                 query, scope, k, as_of=as_of, speaker=speaker, per_speaker=self.settings.per_speaker,
                 floor=self.settings.floor,
             )  # fmt: skip
+        self.meter.add("recalled", len(found))
+        return found
 
+    @act("select")
     def select(
         self, query: str, *, scope: Scope = NOBODY, k: int | None = None, at: datetime | None = None
     ) -> list[MemoryItem]:
@@ -299,6 +298,7 @@ class Memory:
         self.meter.spent(completion)
         return selected
 
+    @act("answer")
     def answer(
         self, question: str, *, scope: Scope = NOBODY, k: int | None = None, at: datetime | None = None
     ) -> Answer:
@@ -353,7 +353,7 @@ class Memory:
         """
         turn = self.guard.clean(Turn(text, scope=scope, metadata={"corrects": item_id}))
         if rules := self.guard.rules([turn.text]):
-            self._count_caught([rules] if self.bank.record([turn], caught=[rules])[0] else [])
+            self.meter.caught([rules] if self.bank.record([turn], caught=[rules])[0] else [])
             raise InputError(
                 f"memory {item_id} stays as it is: the text looks like instructions to a model ({', '.join(rules)}). "
                 f"It is in quarantine as turn {turn.id}; `release` lets it go."
@@ -374,6 +374,7 @@ class Memory:
             raise UnknownItemError(f"memory item {operation.target} was deleted meanwhile. `undo` brings it back.")
         return changes[0]
 
+    @act("forget")
     def forget(self, item_id: int | None = None, *, scope: Scope = NOBODY) -> Forgotten:
         """Erase one memory item and the turns it came from, or the whole scope, from everywhere. No undo."""
         self._check_open()

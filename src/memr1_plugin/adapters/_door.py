@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from memr1_plugin.adapters._said import Address, Said, digest, sayable, strip_recalled
 from memr1_plugin.adapters._source import Source, source_of
 from memr1_plugin.errors import InputError
+from memr1_plugin.logs import fields, told
 from memr1_plugin.types import MemoryItem, Turn, new_id
 
 if TYPE_CHECKING:
@@ -136,12 +137,19 @@ class Door:
         """
         try:
             yield
-        except Exception:
+        except Exception as error:
             if self.on_error == "raise":
                 raise
             with _failures_lock:
                 _failures[f"{self.name} {act}"] += 1
-            logger.exception("%s: %s failed; the chat goes on without it", self.name, act)
+            self.memory.meter.add(f"failed:{self.name} {act}")
+            logger.error(
+                "%s: %s failed (%s); the chat goes on without it",
+                self.name,
+                act,
+                told(error),
+                extra=fields("door_failed", door=self.name, act=act, error=type(error).__name__),
+            )
 
     def run(self, act: str, flow: Flow[T], otherwise: T) -> T:
         """Drive `flow` with plain calls; `otherwise` is the result of a failure that may pass."""

@@ -25,6 +25,7 @@ from typing import Any
 from memr1_plugin.agents import models
 from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
 from memr1_plugin.errors import InputError, MissingExtraError, ModelError, WeightsNotFoundError
+from memr1_plugin.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def open_engine(
     folders = dict(loras) if isinstance(loras, Mapping) else models.find_loras(weights.name, loras)
     known = {role: (folder, models.read_lora(folder, role, weights)) for role, folder in folders.items()}
     engine = LlamaCppEngine(path, loras=known, **options)
-    log.info("serving %s", engine.id)
+    log.info("serving %s", engine.id, extra=fields("engine_opened", engine="llama.cpp"))
     return engine
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
 from memr1_plugin.errors import InputError, MissingExtraError, ModelError
+from memr1_plugin.logs import fields, text_allowed
 
 try:
     import httpx
@@ -65,9 +66,11 @@ class RemoteOptions:
 class _Passing(Exception):  # noqa: N818  # a signal to the loop below, never seen outside
     """This attempt failed, the next may not."""
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, *, kind: str) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.kind = kind
+        """What a log may say: servers quote prompts in their messages."""
 
 
 class RemoteEngine:
@@ -174,7 +177,12 @@ class RemoteEngine:
         for owner, dialect in (("llamacpp", "llama.cpp"), ("vllm", "vllm")):
             if owner in owners:
                 return dialect  # type: ignore[return-value]  # mypy does not see through the tuple
-        log.warning("%s does not say that it is llama.cpp or vLLM (%s): no grammars are sent", self._url, owners)
+        log.warning(
+            "%s does not say that it is llama.cpp or vLLM (%s): no grammars are sent",
+            self._url,
+            owners,
+            extra=fields("remote_without_grammar"),
+        )
         return None
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
@@ -191,7 +199,14 @@ class RemoteEngine:
                     wait = random.uniform(
                         0, min(self.options.backoff_s * 2 ** (attempt - 1), self.options.max_backoff_s)
                     )
-                log.info("%s%s: %s; trying again in %.1f s", self._url, path, failure, wait)
+                log.info(
+                    "%s%s: %s; trying again in %.1f s",
+                    self._url,
+                    path,
+                    failure if text_allowed() else failure.kind,
+                    wait,
+                    extra=fields("remote_retry", kind=failure.kind, attempt=attempt, wait_s=round(wait, 3)),
+                )
                 self._closed.wait(min(wait, self.options.max_backoff_s))
         raise AssertionError("attempts is at least 1")
 
@@ -204,17 +219,20 @@ class RemoteEngine:
             with self._free:
                 response = self._client.request(method, self._url + path, json=body, headers=headers)
         except httpx.TimeoutException as error:
-            raise _Passing(f"no reply within {self.options.timeout_s:g} s ({type(error).__name__})") from error
+            raise _Passing(
+                f"no reply within {self.options.timeout_s:g} s ({type(error).__name__})", kind="time-out"
+            ) from error
         except RuntimeError as error:  # httpx: its client was closed just now
             raise ModelError("this engine was closed during the call; open a new one.") from error
         except httpx.TransportError as error:
-            raise _Passing(f"{type(error).__name__}: {error}") from error
+            raise _Passing(f"{type(error).__name__}: {error}", kind=type(error).__name__) from error
         self._check(response, path)
         try:
             return read(response.json())
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise _Passing(
-                f"a reply that is not a completion ({type(error).__name__}): {response.text[:_SHOWN]!r}"
+                f"a reply that is not a completion ({type(error).__name__}): {response.text[:_SHOWN]!r}",
+                kind="a reply that is not a completion",
             ) from error
 
     def _check(self, response: httpx.Response, path: str) -> None:
@@ -223,7 +241,7 @@ class RemoteEngine:
             return
         said = f"{status}: {_said(response)}"
         if status in _PASSING or status >= 500:
-            raise _Passing(said, _retry_after(response))
+            raise _Passing(said, _retry_after(response), kind=f"status {status}")
         if status in (401, 403):
             raise ModelError(f"{self._url}{path} refused the key ({said}); expected a valid one in {self._key_origin}.")
         if status == 404:

@@ -20,6 +20,7 @@ from memr1_plugin.bank.index_files import IndexFiles, SavedIndex
 from memr1_plugin.bank.text_index import View, bm25
 from memr1_plugin.bank.vectors import VIEWS, Growing, ScopeVectors
 from memr1_plugin.embedding import Vectors
+from memr1_plugin.logs import fields
 
 log = logging.getLogger("memr1_plugin.bank")
 
@@ -241,7 +242,9 @@ class IndexCache:
                 self._bytes -= taken
                 dropped.append(cold)
         for cold in dropped:
-            log.debug("scope %d dropped from memory", cold.scope_id)
+            log.debug(
+                "scope %d dropped from memory", cold.scope_id, extra=fields("index_unloaded", scope_id=cold.scope_id)
+            )
             cold.save()
 
     def drop(self, scope_id: int | None = None) -> None:

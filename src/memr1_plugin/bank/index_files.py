@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from memr1_plugin.bank.vectors import VIEWS, ScopeVectors, faiss
 from memr1_plugin.errors import BankError
+from memr1_plugin.logs import fields
 
 log = logging.getLogger("memr1_plugin.bank")
 
@@ -64,7 +65,12 @@ class IndexFiles:
             _write(torn, self._parts(saved))
             os.replace(torn, path)
         except OSError as error:
-            log.warning("index file %s not written (%s); it will be rebuilt from the bank", path, error)
+            log.warning(
+                "index file %s not written (%s); it will be rebuilt from the bank",
+                path,
+                error,
+                extra=fields("index_not_written", scope_id=scope_id),
+            )
             _drop(torn)
             return False
         return True
@@ -77,7 +83,12 @@ class IndexFiles:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, struct.error) as error:
-            log.warning("index file %s is of no use (%s); rebuilding it from the bank", path, error)
+            log.warning(
+                "index file %s is of no use (%s); rebuilding it from the bank",
+                path,
+                error,
+                extra=fields("index_dropped", scope_id=scope_id),
+            )
             _drop(path)
             return None
 
