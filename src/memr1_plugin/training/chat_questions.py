@@ -213,7 +213,7 @@ def _being(text: str) -> Iterator[Asked]:
         (r"i(?:'d| would) love to (.+)", "What would {N} love to do?", "would love"),
         (r"i(?:'d| would) want to (.+)", "What would {N} want to do?", "would want"),
         (r"i wish i (?:could|had|was|were) (.+)", "What does {N} wish for?", "wishes"),
-        (r"i {a}feel (?!like|ya)((?:so |very )?\w+)(?:$|[.!,]| (?:when|about|after|because))", "How does {N} feel?", "feels"),
+        (r"i {a}feel (?!like|ya)((?:so |very )?\w+)(?:$|[.!,]| (?:when|about|because))", "How does {N} feel?", "feels"),
     )  # fmt: skip
     for pattern, question, key in ways:
         if match := re.match(pattern.replace("{a}", _ADVERBS), text, re.IGNORECASE):
@@ -258,15 +258,7 @@ def _why(text: str) -> Iterator[Asked]:
         yield Asked(f"Why does {{N}} {match[1].lower()} {match[2]}?", reason, f"why {match[1]} {match[2]}")
 
 
-def _yes_no(text: str) -> Iterator[Asked]:
-    match = re.match(rf"i {_ADVERBS}(don't |dont |do not )?({'|'.join(_PRESENT)}) (.+)", text, re.IGNORECASE)
-    if match and match[1]:
-        thing = _object(match[3])
-        if 1 <= len(thing.split()) <= 4 and not thing.startswith("to "):
-            yield Asked(f"Does {{N}} {match[2].lower()} {thing}?", "No", f"does {match[2]} {thing}")
-
-
-_RULES = (_present, _past, _being, _favourite, _relative, _number, _why, _yes_no)
+_RULES = (_present, _past, _being, _favourite, _relative, _number, _why)
 
 
 # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +342,7 @@ def _questions(asked: Sequence[tuple[Asked, str]], name: str, asked_at: datetime
         if of_key[key] > len(tellings) and question.count(" ") < 5:
             continue  # another telling, with details, would answer it as well
         answers = list(dict.fromkeys(one.answer for one, _ in tellings))
-        if len(answers) > 4 or (len(answers) > 1 and "No" in answers):
+        if len(answers) > 4:
             continue
         evidence = tuple(dict.fromkeys(turn_id for _, turn_id in tellings))
         text = _reworded(question, rng) if rng.random() < 0.4 else question
