@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from memr1_plugin.adapters._listener import RECALL, RECORD, Listener
 from memr1_plugin.adapters._said import Address, Said, digest, sayable, strip_recalled
 from memr1_plugin.adapters._source import Source, source_of
 from memr1_plugin.errors import InputError
@@ -88,6 +89,8 @@ class Door:
     recall_by: Recall = "agent"
     k: int | None = None
     on_error: OnError = "log"
+    listener: Listener | None = None
+    """Told what was recalled and recorded, in the framework's way."""
 
     @classmethod
     def open(
@@ -100,6 +103,7 @@ class Door:
         recall: Recall = "agent",
         k: int | None = None,
         on_error: OnError = "log",
+        listener: Listener | None = None,
         **options: Any,
     ) -> Door:
         """Open the door called `name`; without `memory`, on the process's shared memory for `path`."""
@@ -110,7 +114,9 @@ class Door:
             if value not in known:
                 raise InputError(f"{what} is {value!r}; expected one of {', '.join(map(repr, known))}.")
         source = source_of(memory, path, options)
-        return cls(memory if memory is not None else source.open(), source, address, name, recall, k, on_error)
+        return cls(
+            memory if memory is not None else source.open(), source, address, name, recall, k, on_error, listener
+        )
 
     def at(self, address: Address) -> Door:
         """Return this door for somebody else; memory and policy stay."""
@@ -124,7 +130,9 @@ class Door:
         return self  # frozen; a copy of a door leads into the same house
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.source, self.address, self.name, self.recall_by, self.k, self.on_error)
+        return _reopen, (
+            self.source, self.address, self.name, self.recall_by, self.k, self.on_error, self.listener
+        )  # fmt: skip
 
     # -- shells
 
@@ -194,13 +202,19 @@ class Door:
 
         With `selections`, the Answer Agent is asked once per query, until the memories for it change.
         """
-        return self.run("recall", self.recalling(query, shown, selections), [])
+        items = self.run("recall", self.recalling(query, shown, selections), [])
+        if self.listener is not None:
+            self.listener.told(RECALL, _recalled(self, items))
+        return items
 
     async def arecall(
         self, query: str, shown: Iterable[Turn] = (), selections: Selections | None = None
     ) -> list[MemoryItem]:
         """Async twin of `recall`."""
-        return await self.arun("recall", self.recalling(query, shown, selections), [])
+        items = await self.arun("recall", self.recalling(query, shown, selections), [])
+        if self.listener is not None:
+            await self.listener.atold(RECALL, _recalled(self, items))
+        return items
 
     def recalling(
         self, query: str, shown: Iterable[Turn] = (), selections: Selections | None = None
@@ -332,11 +346,19 @@ class Door:
 
     def record(self, said: Sequence[Said]) -> list[Turn]:
         """Record messages, each once; returns their turns ([] after a failure that may pass)."""
-        return self.run("record", self._record(said), [])
+        turns = self.run("record", self._record(said), [])
+        if self.listener is not None and turns:
+            self.listener.told(RECORD, _recorded(self, turns))
+        return turns
 
     async def arecord(self, said: Sequence[Said]) -> list[Turn]:
         """Async twin of `record`."""
-        return await self.arun("record", self._record(said), [])
+        return await self._atold_record(await self.arun("record", self._record(said), []))
+
+    async def _atold_record(self, turns: list[Turn]) -> list[Turn]:
+        if self.listener is not None and turns:
+            await self.listener.atold(RECORD, _recorded(self, turns))
+        return turns
 
     def _record(self, said: Sequence[Said]) -> Flow[list[Turn]]:
         turns = self.turns(said)
@@ -346,9 +368,9 @@ class Door:
 
     async def afollow(self, said: Sequence[Said]) -> None:
         """Record what of `said`, a window onto a dialogue that somebody else keeps, is new at its end."""
-        await self.arun("record", self._follow(said), None)
+        await self._atold_record(await self.arun("record", self._follow(said), []))
 
-    def _follow(self, said: Sequence[Said]) -> Flow[None]:
+    def _follow(self, said: Sequence[Said]) -> Flow[list[Turn]]:
         turns = self.turns(said)
         scope, session = self.address.scope, self.address.session
         known: list[Turn] = yield call(
@@ -356,10 +378,19 @@ class Door:
         )
         if new := turns[_overlap([_what(t) for t in known], [_what(t) for t in turns]) :]:
             yield call("observe_many", new)
+        return new
 
 
 _LOOK_BACK = 50
 """How many recorded turns a window may lag behind."""
+
+
+def _recalled(door: Door, items: Sequence[MemoryItem]) -> dict[str, Any]:
+    return {"door": door.name, "items": len(items), "ids": [item.id for item in items]}
+
+
+def _recorded(door: Door, turns: Sequence[Turn]) -> dict[str, Any]:
+    return {"door": door.name, "turns": len(turns)}
 
 
 def _what(turn: Turn) -> tuple[str, str]:
@@ -385,5 +416,5 @@ def _after(turns: list[Turn], turn_id: str) -> list[Turn]:
     return turns[places[0] + 1 :] if places else turns
 
 
-def _reopen(source: Source, address: Address, name: str, recall: Recall, k: int | None, on_error: OnError) -> Door:
-    return Door(source.open(), source, address, name, recall, k, on_error)
+def _reopen(source: Source, *policy: Any) -> Door:
+    return Door(source.open(), source, *policy)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, Field, PrivateAttr
 
 from memr1_plugin.adapters._door import Door
+from memr1_plugin.adapters._listener import Listener
 from memr1_plugin.adapters._said import Address
 
 T = TypeVar("T", bound="DoorFields")
@@ -65,8 +66,14 @@ class DoorFields(BaseModel):
     def door(self) -> Door:
         """The door that the fields describe now: a copy with another ``user_id`` is another user's."""
         return replace(
-            self._opened, address=self.address, recall_by=self.recall, k=self.k, on_error=self.on_error
+            self._opened, address=self.address, recall_by=self.recall, k=self.k, on_error=self.on_error,
+            listener=self._listener,
         )  # fmt: skip
+
+    @property
+    def _listener(self) -> Listener | None:
+        """Who is told of what the door does."""
+        return None
 
     def __deepcopy__(self: T, memo: dict[int, Any] | None = None) -> T:
         """Copy the fields; the memory behind them is shared, not copied."""

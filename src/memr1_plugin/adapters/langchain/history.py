@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memr1_plugin.adapters._door import Door, OnError, Write
 from memr1_plugin.adapters._said import Address, Said, digest
+from memr1_plugin.adapters.langchain._events import RunEvents
 from memr1_plugin.adapters.langchain._messages import messages_of, said_of
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import new_id
@@ -62,6 +63,7 @@ class MemoryR1ChatHistory(BaseChatMessageHistory):
             model=model,
             loras=loras,
             write=write,
+            listener=RunEvents(),
         )
         self._last: tuple[list[BaseMessage], str] = ([], "")
 

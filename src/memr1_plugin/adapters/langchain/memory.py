@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from memr1_plugin.adapters._fields import DoorFields
+from memr1_plugin.adapters._listener import Listener
 from memr1_plugin.adapters._said import Said, digest, render_recalled
+from memr1_plugin.adapters.langchain._events import HandlerEvents
 from memr1_plugin.adapters.langchain._messages import content_text, messages_of, recalled_message
 from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.types import MemoryItem, Turn
@@ -53,9 +55,25 @@ class MemoryR1Memory(DoorFields, BaseMemory):
     ai_prefix: str = "AI"
     recent_turns: int | None = Field(default=None, ge=0)
     """Turns shown beside the memories; None: the memory's setting (6)."""
+    callbacks: list[Any] = Field(default_factory=list, exclude=True, repr=False)
+    """Callback handlers that are told of recalls and recordings (``on_custom_event``). A chain asks its memory before
+    its own run begins, and tells it of no handlers."""
 
     _loaded: OrderedDict[str, str] = PrivateAttr(default_factory=OrderedDict)
     _saved: str = PrivateAttr(default="")
+
+    @property
+    def _listener(self) -> Listener:
+        return HandlerEvents(self.callbacks)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MemoryR1Memory:
+        memo = {} if memo is None else memo
+        memo |= {id(handler): handler for handler in self.callbacks}  # a copy tells the same handlers
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "callbacks": []}}  # handlers hold what cannot travel
 
     @property
     def memory_variables(self) -> list[str]:

@@ -8,12 +8,13 @@ between and are nothing to it. The interface is LangChain's `AgentMiddleware`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from memr1_plugin.adapters._door import Door, OnError, Recall, Write
 from memr1_plugin.adapters._said import Said, render_recalled
+from memr1_plugin.adapters.langchain._events import RunEvents
 from memr1_plugin.adapters.langchain._messages import add_recalled, content_text, said_of
 from memr1_plugin.adapters.langchain._who import Ids, run_config
 from memr1_plugin.errors import InputError, MissingExtraError
@@ -113,7 +114,8 @@ class MemoryR1Middleware(AgentMiddleware[MemoryR1State, Any]):
     # LangGraph hands ``config`` to hooks that ask for it by this name and annotation; the context variable that
     # `run_config` reads does not reach async hooks on Python 3.10.
     def _here(self, runtime: Runtime[Any], config: RunnableConfig) -> Door:
-        return self._door.at(self._ids.address(runtime.context, config or run_config()))
+        door = self._door.at(self._ids.address(runtime.context, config or run_config()))
+        return replace(door, listener=RunEvents(config or None))
 
     # -- once, when a run begins
 

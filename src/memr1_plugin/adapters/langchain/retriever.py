@@ -6,6 +6,7 @@ runnable asks each run's config who is talking.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from pydantic import ConfigDict
 from memr1_plugin.adapters._door import Door, OnError, Recall
 from memr1_plugin.adapters._fields import DoorFields
 from memr1_plugin.adapters._said import as_data, render_recalled
+from memr1_plugin.adapters.langchain._events import RunEvents
 from memr1_plugin.adapters.langchain._messages import content_text
 from memr1_plugin.adapters.langchain._who import Ids
 from memr1_plugin.errors import InputError, MissingExtraError
@@ -104,10 +106,13 @@ def recall_runnable(
             value = value[input_key]
         return content_text(value)
 
+    def door(config: RunnableConfig) -> Door:
+        return replace(base.at(ids.address(config=config)), listener=RunEvents(config))
+
     def recalled(value: Any, config: RunnableConfig) -> str:
-        return render_recalled(base.at(ids.address(config=config)).recall(query(value)))
+        return render_recalled(door(config).recall(query(value)))
 
     async def arecalled(value: Any, config: RunnableConfig) -> str:
-        return render_recalled(await base.at(ids.address(config=config)).arecall(query(value)))
+        return render_recalled(await door(config).arecall(query(value)))
 
     return RunnableLambda(recalled, arecalled, name="recall_memories")

@@ -13,8 +13,10 @@ from pydantic import ConfigDict
 
 from memr1_plugin.adapters._door import Door
 from memr1_plugin.adapters._fields import DoorFields
+from memr1_plugin.adapters._listener import Listener
 from memr1_plugin.adapters._said import Said, render_recalled
 from memr1_plugin.adapters.llama_index._messages import said_of
+from memr1_plugin.adapters.llama_index.events import DispatcherEvents
 from memr1_plugin.errors import MissingExtraError
 
 try:
@@ -38,6 +40,10 @@ class MemoryR1Block(DoorFields, BaseMemoryBlock[str]):
     name: str = "long_term_memory"
     description: str | None = "What the user said in earlier conversations."
     priority: int = 1
+
+    @property
+    def _listener(self) -> Listener:
+        return DispatcherEvents()
 
     def in_memory(self, session_id: str | None = None, **kwargs: Any) -> LlamaIndexMemory:
         """Return LlamaIndex's ``Memory`` with this block in it, set up so that it works as it should.

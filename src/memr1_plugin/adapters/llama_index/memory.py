@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from memr1_plugin.adapters._door import Dialogue, Selections
 from memr1_plugin.adapters._fields import DoorFields
+from memr1_plugin.adapters._listener import Listener
 from memr1_plugin.adapters._said import render_recalled
 from memr1_plugin.adapters.llama_index._messages import (
     add_recalled,
@@ -23,6 +24,7 @@ from memr1_plugin.adapters.llama_index._messages import (
     said_of,
     words,
 )
+from memr1_plugin.adapters.llama_index.events import DispatcherEvents
 from memr1_plugin.errors import MissingExtraError
 from memr1_plugin.types import MemoryItem, new_id
 
@@ -60,6 +62,10 @@ class MemoryR1Memory(DoorFields, BaseMemory):
 
     _selections: Selections = PrivateAttr(default_factory=OrderedDict)
     _last: tuple[Any, str] = PrivateAttr(default=(None, ""))
+
+    @property
+    def _listener(self) -> Listener:
+        return DispatcherEvents()
 
     @classmethod
     def class_name(cls) -> str:
