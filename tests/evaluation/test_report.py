@@ -42,7 +42,7 @@ def test_evidence_is_counted_at_every_link() -> None:
 
 
 def test_what_a_system_does_not_do_is_not_scored() -> None:
-    """A system that retrieves or names nothing has no recall, rather than one of 0; so has a question without evidence."""
+    """A system that retrieves or names nothing has no recall, rather than one of 0; nor a question without evidence."""
     nothing = score(reply(), KNOWN)
     assert (nothing.recall, nothing.recall_at, nothing.named_recall, nothing.named_precision) == (None,) * 4
     found_none = score(reply(shown=(), ranked=(), named=()), KNOWN)

@@ -50,6 +50,8 @@ def test_a_statement_that_says_nothing_by_itself_is_left_alone(said: str) -> Non
     assert chat_questions.asked_of(said, BEN) == []
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # the package's file
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_conversations_are_real_words_with_evidence_for_every_question() -> None:
     """Each answer stands in the turns that its question rests on, and the same seed tells the same."""
     made = list(chat_questions.conversations(11, 3))
