@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from memr1_plugin.errors import BankBusyError, ModelError
+from memr1_plugin.errors import MemoryR1Error
 from memr1_plugin.logs import fields, told
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class BackgroundWriter:
         while self._next():
             try:
                 more = self._work()
-            except (ModelError, BankBusyError) as error:
+            except MemoryR1Error as error:
                 log.warning(
                     "managing turns failed (%s); they stay pending, next try in %.0f s",
                     told(error),

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from memr1_plugin import prompts
 from memr1_plugin.agents.engine import Engine, Prompt, Role
 from memr1_plugin.dates import resolve
-from memr1_plugin.errors import InputError, ModelError
-from memr1_plugin.types import Fact, Turn
+from memr1_plugin.errors import InputError, MemoryR1Error, ModelError
+from memr1_plugin.types import Fact, Turn, storable
 
 LONG_CHARS = 400
 """A turn longer than this is split into several facts; nine in ten turns of a dialogue are shorter."""
@@ -231,7 +231,7 @@ class LLMExtractor:
 
 def _lines(text: str) -> list[str]:
     """Read an LLM's list of facts: bullets and numbers off, "none" and repeats out."""
-    lines = (" ".join(_BULLET.sub("", line).split()) for line in text.splitlines())
+    lines = (" ".join(_BULLET.sub("", line).split()) for line in storable(text).splitlines())
     kept = [s for s in lines if s and s.rstrip(".").lower() not in ("none", "facts:") and not is_question(s)]
     return list(dict.fromkeys(s[:LONG_CHARS] for s in kept))[:MAX_LLM_FACTS]
 
@@ -261,6 +261,19 @@ def _text_of(reply: Any) -> str:
             f"the extractor's model replied with {type(reply).__name__}; expected text, or something with .content."
         )
     return content
+
+
+def extract(extractor: Extractor, turn: Turn, previous: Turn | None) -> list[Fact]:
+    """Return the facts of `turn`; whatever an extractor raises comes out as `ModelError`: the turn stays pending."""
+    try:
+        return extractor.extract(turn, previous)
+    except MemoryR1Error:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"extraction failed: {type(extractor).__name__} raised {type(error).__name__}: {error}. "
+            "The turn stays pending; it is extracted again when the extractor works."
+        ) from error
 
 
 def as_extractor(extractor: Any = None, engine: Engine | None = None) -> Extractor:

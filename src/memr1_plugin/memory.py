@@ -8,9 +8,10 @@ frameworks are met in `adapters`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,12 +20,14 @@ from memr1_plugin.agents.answerer import Answerer
 from memr1_plugin.agents.engine import Engine
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.background import BackgroundWriter
+from memr1_plugin.backlog import Backlog
+from memr1_plugin.bank.applying import Outdated
 from memr1_plugin.bank.bank import Bank, Forgotten, Held
 from memr1_plugin.bank.encryption import Key
 from memr1_plugin.bank.journal import Quarantined
 from memr1_plugin.embedding import Embedder, as_embedder
-from memr1_plugin.errors import InputError, ModelError, UnknownItemError
-from memr1_plugin.extraction import Extractor, as_extractor
+from memr1_plugin.errors import InputError, MemoryR1Error, ModelError, UnknownItemError
+from memr1_plugin.extraction import Extractor, as_extractor, extract
 from memr1_plugin.guard import Guard, Redactor
 from memr1_plugin.locks import ScopeLocks
 from memr1_plugin.logs import fields
@@ -70,7 +73,10 @@ class Memory:
         self.meter = Meter.of(bank)
         self._locks = ScopeLocks()
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="memr1")
-        self._caught_up = False
+        self._backlog = Backlog(
+            bank.waiting_scopes, partial(self._manage_scope, limit=None if write == "sync" else 16),
+            retry_s=self.settings.retry_s,
+        )  # fmt: skip
         self._closed = False
         self._writer: BackgroundWriter | None = None
         if write == "background":
@@ -184,16 +190,34 @@ class Memory:
         if self._writer is not None:
             self._writer.wake()
             return []
-        self._catch_up(but=scopes)
-        return [change for scope in scopes for change in self._manage_scope(scope)]
+        self._backlog.catch_up(but=scopes)
+        try:
+            return [change for scope in scopes for change in self._manage_scope(scope)]
+        except MemoryR1Error:
+            self._backlog.failed()
+            raise
 
     def _manage_scope(self, scope: Scope, limit: int | None = None) -> list[Change]:
         """Manage the scope's pending turns, oldest first: one at a time, whoever else is managing them."""
+        changes: list[Change] = []
         with self._locks.of(scope):
-            return [change for turn in self.bank.pending(scope, limit=limit) for change in self._manage(turn)]
+            for turn in self.bank.pending(scope, limit=limit):
+                if self._closed:  # the background writer stops after the turn in progress
+                    break
+                changes += self._manage(turn)
+        return changes
 
     @act("manage")
     def _manage(self, turn: Turn) -> list[Change]:
+        """Manage one turn; anew if another process wrote to its scope meanwhile, so that no write of it is lost."""
+        while True:
+            try:
+                return self._decide_and_apply(turn, decided_on=self.bank.version(turn.scope))
+            except Outdated:
+                self.meter.add("decided_again")
+                log.debug("a turn is decided again: its scope was written to", extra=fields("decided_again"))
+
+    def _decide_and_apply(self, turn: Turn, decided_on: int) -> list[Change]:
         """Turn -> facts -> related memories -> operations -> changes."""
         facts = self._extract(turn)
         if (rules := self.guard.of_facts(facts)) and self.bank.quarantine.hold(turn, rules):
@@ -211,6 +235,7 @@ class Memory:
                 turns=[turn],
                 sources=decision.sources,
                 rejections=decision.rejections,
+                decided_on=decided_on,
             )
         self.meter.managed(facts, changes, decision.rejections)
         return changes
@@ -218,33 +243,14 @@ class Memory:
     def _extract(self, turn: Turn) -> list[Fact]:
         if turn.role not in self.settings.remember_roles:
             return []
+        previous = self.guard.previous(self.bank.previous_turn(turn))
         with self.meter.stage("extract"):
-            return self.extractor.extract(turn, self.guard.previous(self.bank.previous_turn(turn)))
+            return extract(self.extractor, turn, previous)
 
     def _manage_some(self) -> bool:
         """One round of the background writer: the oldest turns of each scope that waits; says whether more wait."""
-        pending = self.bank.pending(limit=64)
-        for scope in dict.fromkeys(turn.scope for turn in pending):
-            self._manage_scope(scope, limit=16)
-        return bool(self.bank.pending(limit=1))
-
-    def _catch_up(self, but: Container[Scope] = ()) -> None:
-        """Manage what an earlier process journaled and did not live to manage. Once per open memory.
-
-        Scopes in `but` are left to the caller, who manages them next and reports the changes.
-        """
-        if self._caught_up or self._writer is not None:
-            return
-        self._caught_up = True
-        pending = [turn for turn in self.bank.pending() if turn.scope not in but]
-        if pending:
-            log.info(
-                "managing %d turns that an earlier process left pending",
-                len(pending),
-                extra=fields("catch_up", turns=len(pending)),
-            )
-        for scope in dict.fromkeys(turn.scope for turn in pending):
-            self._manage_scope(scope)
+        self._backlog.work()
+        return bool(self.bank.waiting())
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until every journaled turn is managed.
@@ -254,11 +260,10 @@ class Memory:
         """
         self._check_open()
         if self._writer is None:
-            self._caught_up = False
-            self._catch_up()
+            self._backlog.work()
             return
         if not self._writer.wait_idle(timeout_s):
-            n, why = len(self.bank.pending()), self._writer.failure
+            n, why = self.bank.waiting(), self._writer.failure
             raise ModelError(
                 f"{n} turns are still pending ({why or f'{timeout_s} s were not enough'}). They are journaled; "
                 "flush again, or let the next process that opens this memory manage them."
@@ -278,7 +283,8 @@ class Memory:
     ) -> list[MemoryItem]:
         """Return at most `k` memories of `scope` that are relevant to `query`, best first; no model call."""
         self._check_open()
-        self._catch_up()
+        if self._writer is None and not self._backlog.tried:
+            self._backlog.catch_up()
         with self.meter.stage("retrieve"):
             found = self.retriever.search(
                 query, scope, k, as_of=as_of, speaker=speaker, per_speaker=self.settings.per_speaker,

@@ -29,6 +29,9 @@ MAX_TEXT_CHARS = 300
 MAX_DESTRUCTIVE = 3
 """UPDATEs and DELETEs that one turn may make; a model that wants more is malfunctioning."""
 
+MAX_EXTRA = 20
+"""Rejections that lines beyond the last fact may cause; the last stands for all that are left."""
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -107,15 +110,18 @@ def grammar(n_facts: int, n_memories: int) -> str:
     )
 
 
-_DELETE = re.compile(r"DELETE (\d{1,4}); ")
-_OP = re.compile(r"(?:(ADD|NOOP)|(DELETE) (\d{1,4})|(UPDATE) (\d{1,4})(?:: (.+))?)")
+# As strict as the grammar, for engines that decode without it: "DELETE \u0661" is not "DELETE 1", and no line carries
+# control characters or lone surrogates into the bank, which would refuse the whole turn.
+_N = "(0|[1-9][0-9]{0,3})"
+_DELETE = re.compile(rf"DELETE {_N}; ")
+_OP = re.compile(rf"(?:(ADD|NOOP)|(DELETE) {_N}|(UPDATE) {_N}(?:: ([^\x00-\x1f\ud800-\udfff]+))?)")
 
 
 def parse(text: str, facts: Sequence[Fact], memories: Sequence[MemoryItem]) -> Parsed:
     """Read a completion. Total: any string gives a result, and a line that is not valid changes nothing."""
     lines = [line.strip() for line in text.strip().split("\n")] if text.strip() else []
     operations: list[Operation] = []
-    rejections = [Rejection("extra", line) for line in lines[len(facts) :]]
+    rejections = _extra(lines[len(facts) :])
     touched: set[int] = set()
     for n, fact in enumerate(facts):
         if n >= len(lines):
@@ -132,6 +138,14 @@ def parse(text: str, facts: Sequence[Fact], memories: Sequence[MemoryItem]) -> P
         touched.update(targets)
         operations += found
     return Parsed(tuple(operations), tuple(rejections))
+
+
+def _extra(lines: Sequence[str]) -> list[Rejection]:
+    """Refuse lines that answer no fact; an engine without end would fill the bank with them one by one."""
+    if len(lines) <= MAX_EXTRA:
+        return [Rejection("extra", line) for line in lines]
+    rest = f"... and {len(lines) - MAX_EXTRA + 1:,} lines more"
+    return [*(Rejection("extra", line) for line in lines[: MAX_EXTRA - 1]), Rejection("extra", rest)]
 
 
 def _parse_line(

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from itertools import chain, islice
 
 from memr1_plugin.bank.bank import Bank
+from memr1_plugin.bank.embedded import embed
 from memr1_plugin.bank.text_index import View, stem, terms, words
 from memr1_plugin.dates import MONTHS
 from memr1_plugin.embedding import Embedder, Vectors
@@ -163,7 +164,7 @@ class Retriever:
         now = {item.id: item for item in self._bank.items(scope, ids=list(items))}
         same = {i for i, item in items.items() if i in known and _shown(item) == _shown(now.get(i))}
         others = [item for i, item in items.items() if i not in same]
-        vectors = self._embedder.embed([_view(item, view) for item in others]) if others else ()
+        vectors = embed(self._embedder, [_view(item, view) for item in others]) if others else ()
         cosines = {i: known[i] for i in same}
         cosines |= {item.id: float(v @ vector) for item, v in zip(others, vectors, strict=True)}
         return sorted(cosines.items(), key=lambda pair: -pair[1])
@@ -177,7 +178,7 @@ class Retriever:
             if query in self._cache:
                 self._cache.move_to_end(query)
                 return self._cache[query]
-        vector: Vectors = self._embedder.embed([query])[0]
+        vector: Vectors = embed(self._embedder, [query])[0]
         with self._lock:
             self._cache[query] = vector
             while len(self._cache) > CACHED_QUERIES:

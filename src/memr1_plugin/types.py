@@ -40,6 +40,11 @@ def clean_text(text: object, what: str, max_chars: int = MAX_TURN_CHARS) -> str:
     return text
 
 
+def storable(text: str) -> str:
+    """Return what a model wrote as text that a bank can hold: lone surrogates and NULs become U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\x00", "\ufffd")
+
+
 def aware(at: datetime | None) -> datetime:
     """Return `at` with a time zone: now in local time if None, UTC if it has no zone of its own."""
     if at is None:

@@ -16,15 +16,15 @@ from dataclasses import replace
 from datetime import datetime
 
 from memr1_plugin import prompts
-from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
+from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
 from memr1_plugin.operations import one_line, render_date, render_memories
-from memr1_plugin.types import Answer, MemoryItem, Scope, aware
+from memr1_plugin.types import Answer, MemoryItem, Scope, aware, storable
 
 TRAINED = "answer"
 ZERO_SHOT = "answer_zero_shot"
 ABSTENTION = "I don't remember anything about that."
 MAX_USED = 8
-COMPLETION = re.compile(r"\s*(\d{1,4}(?: \d{1,4})*) ->[ ]?(.*)", re.DOTALL)
+COMPLETION = re.compile(r"\s*([0-9]{1,4}(?: [0-9]{1,4})*) ->[ ]?(.*)", re.DOTALL)
 """Numbers of memories, then the answer. Training's format reward reads it too."""
 
 
@@ -70,7 +70,7 @@ def parse(text: str, items: Sequence[MemoryItem]) -> tuple[tuple[int, ...], str]
     Text that is not in the language is taken as an answer that names no memory; unknown numbers are dropped.
     """
     shown = by_date(items)
-    match = COMPLETION.match(text)
+    match = COMPLETION.match(text := storable(text))
     if match is None:
         words = one_line(text)
         return (), "" if words.casefold().rstrip(".") in ("none", "") else words
@@ -98,7 +98,7 @@ class Answerer:
         trained = self.engine.lora(Role.ANSWER) is not None
         with_items = [n for n, (_, items, _) in enumerate(asked) if items]
         calls = [prompt(*asked[n], trained=trained) for n in with_items]
-        done = dict(zip(with_items, self.engine.complete(calls, Role.ANSWER) if calls else [], strict=True))
+        done = dict(zip(with_items, ask(self.engine, calls, Role.ANSWER) if calls else [], strict=True))
         return [(self._answer(done.get(n), *asked[n], scope or Scope()), done.get(n)) for n in range(len(asked))]
 
     def _answer(
@@ -129,7 +129,7 @@ class Answerer:
         trained = self.engine.lora(Role.ANSWER) is not None
         full = prompt(question, items, asked_at, trained=trained)
         short = replace(full, grammar=grammar(len(items), selection_only=True), max_tokens=2 * MAX_USED + 4)
-        [done] = self.engine.complete([short], Role.ANSWER)
+        [done] = ask(self.engine, [short], Role.ANSWER)
         used, _ = parse(done.text, items)
         by_id = {item.id: item for item in items}
         return [by_id[i] for i in used], done

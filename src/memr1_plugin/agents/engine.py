@@ -1,7 +1,7 @@
 """What an agent asks of a language model: prompts in, completions out.
 
-The protocol only. `local` runs transformers in this process, `remote` talks to an OpenAI-compatible
-server, `memr1_plugin.testing.ScriptedModel` computes replies for tests. What a prompt *says* is the
+The protocol, and the one way to ask (`ask`). `local` runs transformers in this process, `remote` talks to an
+OpenAI-compatible server, `memr1_plugin.testing.ScriptedModel` computes replies for tests. What a prompt *says* is the
 agents' business (`manager`, `answerer`), what a completion *means* is `operations`'.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, runtime_checkable
+
+from memr1_plugin.errors import MemoryR1Error, ModelError
 
 
 class Role(str, Enum):
@@ -80,3 +82,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model; a closed engine raises `ModelError` when asked."""
+
+
+def ask(engine: Engine, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
+    """Complete, and attribute: whatever an engine raises (time-outs, exhausted memory, bugs) comes out as `ModelError`.
+
+    Raises:
+        ModelError: the engine failed, or did not return one completion a prompt.
+    """
+    try:
+        completions = engine.complete(prompts, role)
+    except MemoryR1Error:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the engine {type(engine).__name__} failed as {role.value} ({type(error).__name__}: {error}). "
+            "Nothing was written; turns stay pending and are managed when it works again."
+        ) from error
+    if len(completions) != len(prompts):
+        raise ModelError(
+            f"the engine returned {len(completions)} completions for {len(prompts)} prompts; expected one each."
+        )
+    return completions

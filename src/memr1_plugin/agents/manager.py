@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memr1_plugin import prompts
-from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
+from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
 from memr1_plugin.operations import Rejection, grammar, one_line, parse, render_facts, render_memories
 from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind
 
@@ -97,7 +97,7 @@ class Manager:
         if not open_facts:
             return Decision(ruled, ("rule",) * len(ruled))
         trained = self.engine.lora(Role.MANAGER) is not None
-        [completion] = self.engine.complete([prompt(open_facts, shown, trained=trained)], Role.MANAGER)
+        [completion] = ask(self.engine, [prompt(open_facts, shown, trained=trained)], Role.MANAGER)
         parsed = parse(completion.text, open_facts, shown)
         sources = ("rule",) * len(ruled) + ("manager",) * len(parsed.operations)
         return Decision((*ruled, *parsed.operations), sources, parsed.rejections, completion)

@@ -19,7 +19,18 @@ from memr1_plugin.bank.rows import CHANGE, ITEM, LIVE, change_of, dump, image, i
 from memr1_plugin.embedding import Vectors
 from memr1_plugin.errors import InputError, UnknownItemError
 from memr1_plugin.operations import Rejection
-from memr1_plugin.types import Change, MemoryItem, Operation, OperationKind, Scope, Turn, aware, clean_text
+from memr1_plugin.types import Change, MemoryItem, Operation, OperationKind, Scope, Turn, aware, clean_text, storable
+
+MAX_LINE_CHARS = 500
+"""How much is kept of a line that was refused: enough to see what the model meant."""
+
+
+class Lost(Exception):  # noqa: N818 - not an error: the bank rolls back and returns no changes
+    """All turns of these operations were managed by somebody else first."""
+
+
+class Outdated(Exception):  # noqa: N818 - not an error: the memory decides again
+    """The scope was written to since these operations were decided on."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +185,14 @@ def reject(writing: Writing, rejections: Sequence[Rejection], turn_id: str = "")
     writing.connection.executemany(
         "INSERT INTO rejections (scope_id, turn_id, reason, line, at) VALUES (?, ?, ?, ?, ?)",
         [
-            (writing.scope_id, r.fact.turn_id if r.fact else turn_id, r.reason, r.line, writing.now.isoformat())
+            (writing.scope_id, r.fact.turn_id if r.fact else turn_id, r.reason, _kept(r.line), writing.now.isoformat())
             for r in rejections
         ],
     )
+
+
+def _kept(line: str) -> str:
+    return storable(line if len(line) <= MAX_LINE_CHARS else f"{line[: MAX_LINE_CHARS - 3]}...")
 
 
 def check(scope: Scope, operations: Sequence[Operation], turns: Sequence[Turn], sources: Sequence[str] | None) -> None:

@@ -142,6 +142,11 @@ class Bank:
         with self._store.reading() as connection:
             return journal.waiting(connection)
 
+    def waiting_scopes(self) -> list[Scope]:
+        """Return the scopes that hold turns not yet managed, the longest waiting first."""
+        with self._store.reading() as connection:
+            return journal.waiting_scopes(connection)
+
     def turns(
         self,
         scope: Scope,
@@ -171,6 +176,7 @@ class Bank:
         sources: Sequence[str] | None = None,
         rejections: Sequence[Rejection] = (),
         expires_at: datetime | None = None,
+        decided_on: int | None = None,
     ) -> list[Change]:
         """Apply a turn's operations in one transaction, mark its turns managed in it, then update the index.
 
@@ -182,6 +188,10 @@ class Bank:
             source: who decided, for all operations; `sources`: for each.
             rejections: lines of the completion that meant nothing; counted.
             expires_at: when items added here stop being visible.
+            decided_on: the scope's `version` that the decision saw; if it is another now, nothing is written.
+
+        Raises:
+            Outdated: somebody wrote to the scope after `decided_on`. Read again, decide again.
         """
         applying.check(scope, operations, turns, sources)
         sources = sources or [source] * len(operations)
@@ -191,14 +201,19 @@ class Bank:
         def write(writing: Writing, embedded: Embedded) -> list[Change]:
             won = journal.claim(writing.connection, writing.scope_id, turns)
             if turns and not won:
-                return []
+                raise applying.Lost  # rolled back: a version that nothing was written in would outdate others
+            if decided_on is not None and writing.version != decided_on + 1:
+                raise applying.Outdated
             applying.reject(writing, rejections, won[0].id if won else "")
             mine = [(op, who) for op, who in decided if not applying.lost(op, turns, won)]
             default = won[0].id if len(won) == 1 else ""
             made = [applying.apply_one(writing, op, who, default, expires_at, embedded) for op, who in mine]
             return [change for change in made if change is not None]
 
-        return self._write(scope, write, applying.texts(scope, operations, aware(None)))
+        try:
+            return self._write(scope, write, applying.texts(scope, operations, aware(None)))
+        except applying.Lost:
+            return []
 
     def undo(self, scope: Scope, change_id: int) -> Change:
         """Take one change back: itself a change, and undoing that does the first one again.
@@ -275,6 +290,11 @@ class Bank:
             self._indexes.weigh(index)
 
     # -- reading ---------------------------------------------------------------------------------------
+
+    def version(self, scope: Scope) -> int:
+        """Return how many writes to the scope's items there have been: what `apply` compares a decision with."""
+        with self._store.reading() as connection:
+            return reading.version(connection, scope)
 
     def get(self, scope: Scope, item_id: int) -> MemoryItem:
         """Return a visible item; UnknownItemError says if it was deleted or has expired."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from memr1_plugin.embedding import Embedder, Vectors
-from memr1_plugin.errors import ModelError
+from memr1_plugin.errors import MemoryR1Error, ModelError
 from memr1_plugin.types import MemoryItem
 
 BATCH = 256
@@ -57,8 +57,16 @@ class Embedded:
 
 
 def embed(embedder: Embedder, texts: list[str]) -> Vectors:
-    """Return (n, dim) float32 unit vectors, or raise `ModelError` if the embedder returned something else."""
-    vectors = np.asarray(embedder.embed(texts), np.float32)
+    """Return (n, dim) float32 unit vectors, or raise `ModelError` if the embedder failed or returned something else."""
+    try:
+        vectors = np.asarray(embedder.embed(texts), np.float32)
+    except MemoryR1Error:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"embedder {embedder.id} failed on {len(texts)} texts ({type(error).__name__}: {error}). "
+            "Nothing was written."
+        ) from error
     if vectors.shape != (len(texts), embedder.dim):
         raise ModelError(
             f"embedder {embedder.id} returned shape {vectors.shape} for {len(texts)} texts; "

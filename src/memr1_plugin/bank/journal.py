@@ -100,6 +100,15 @@ def turns(
     return [withheld(turn) if hidden else turn for turn, hidden in found]
 
 
+def waiting_scopes(connection: sqlite3.Connection) -> list[Scope]:
+    """Return the scopes with turns that are not yet managed, in the order of the oldest of each."""
+    rows = connection.execute(
+        "SELECT s.user, s.agent, s.session FROM turns t JOIN scopes s ON s.id = t.scope_id WHERE t.managed = 0 "
+        "GROUP BY s.id ORDER BY min(t.seq)"
+    )
+    return [Scope(*row) for row in rows]
+
+
 def waiting(connection: sqlite3.Connection) -> int:
     """Count the turns that are not yet managed."""
     return int(connection.execute("SELECT count(*) FROM turns WHERE managed = 0").fetchone()[0])

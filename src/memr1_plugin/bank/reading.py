@@ -124,6 +124,12 @@ def history(connection: sqlite3.Connection, scope: Scope, item_id: int | None, l
     return [change_of(row, scope) for row in reversed(rows)]
 
 
+def version(connection: sqlite3.Connection, scope: Scope) -> int:
+    """Return the number of writes to a scope; 0 if the bank has never heard of it."""
+    row = connection.execute("SELECT version FROM scopes WHERE key = ?", (scope.key,)).fetchone()
+    return int(row[0]) if row else 0
+
+
 def scopes(connection: sqlite3.Connection) -> list[Scope]:
     """Return all scopes, in the order of their first turn or item."""
     return [Scope(*row) for row in connection.execute("SELECT user, agent, session FROM scopes ORDER BY id")]
