@@ -144,7 +144,7 @@ class Batches(ScriptedModel):
     """A model that keeps how many prompts, and how long, came together."""
 
     def complete(self, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
-        if role is not Role.MANAGER:
+        if prompts[0].max_tokens > 1:  # not the one that warms the model up
             self.sizes.append([len(p.body) for p in prompts])
         return super().complete(prompts, role)
 

@@ -128,7 +128,10 @@ def turn_ids(items: Sequence[MemoryItem]) -> TurnIds:
 
 
 def reply_all(system: System, asked: Sequence[Asked], engine: Engine, batch: int) -> Iterator[list[Reply]]:
-    """Answer `asked`, longest prompts first, yielding the replies of a batch as soon as it is done."""
+    """Answer `asked`, longest prompts first, yielding the replies of a batch as soon as it is done.
+
+    One prompt is sent before, untimed, so that a model that loads when it is first asked has loaded.
+    """
     calls = [(one, _prompt(system, one, engine)) for one in asked]
     if silent := [_reply(system, one, None, 1) for one, prompt in calls if prompt is None]:
         yield silent
@@ -136,6 +139,8 @@ def reply_all(system: System, asked: Sequence[Asked], engine: Engine, batch: int
         ((one, prompt) for one, prompt in calls if prompt is not None), key=lambda call: -len(call[1].body)
     )
     role = Role.ANSWER if system.answers == "agent" else Role.BASE
+    if open_calls:  # loading the model is no question's cost
+        engine.complete([replace(open_calls[-1][1], max_tokens=1)], role)
     for start in range(0, len(open_calls), batch):
         part = open_calls[start : start + batch]
         began, worked = time.perf_counter(), time.process_time()

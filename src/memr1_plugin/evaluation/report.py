@@ -53,7 +53,7 @@ class Table:
         """For a terminal."""
         table = RichTable(title=self.title, title_justify="left")
         for n, head in enumerate(self.heads):
-            table.add_column(head, justify="right" if n else "left", no_wrap=not n)
+            table.add_column(head, justify="right" if n else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -273,15 +273,17 @@ def _by_category(summary: Mapping[str, Any]) -> Table:
 
 def _links(summary: Mapping[str, Any]) -> Table:
     """Is the evidence retrieved, shown, named; does the system know what it does not know?"""
-    heads = ["system", *(f"recall@{k}" for k in RECALL_AT), "shown", "named recall", "named precision"]
-    heads += ["abstains rightly", "abstains wrongly"]
+    heads = ["system", *(f"@{k}" for k in RECALL_AT), "shown", "named", "precision", "abstains, rightly", "wrongly"]
     rows = []
     for s in summary["systems"]:
         cells = [_pct(s["recall_at"][str(k)]) for k in RECALL_AT]
         cells += [_pct(s[name]) for name in ("recall", "named_recall", "named_precision")]
         cells += [_pct(s["abstained"]["of_unanswerable"]), _pct(s["abstained"]["of_answerable"])]
         rows.append((s["system"], *cells))
-    return Table("Evidence, and abstention, percent", tuple(heads), tuple(rows))
+    title = (
+        "Evidence, percent: recall at k of the ranking, in the prompt, among the memories named, and their precision"
+    )
+    return Table(title, tuple(heads), tuple(rows))
 
 
 def _costs(summary: Mapping[str, Any]) -> Table:
