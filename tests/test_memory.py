@@ -90,6 +90,24 @@ def test_the_bots_own_words_are_journaled_and_not_remembered(memory: Memory) -> 
     assert memory.bank.pending() == []
 
 
+def test_only_what_may_become_a_memory_waits_to_be_managed(tmp_path: Path) -> None:
+    """The bot's words are done with when they are on the disk: they once cost every exchange a commit of their own."""
+    turns = [Turn("I moved to Oslo.", "Ana", ANA), Turn("How nice!", "bot", ANA, role="assistant")]
+    with open_memory(tmp_path / "bot.db", engine=ScriptedModel(Switchable()), settings=EVERYTHING) as memory:
+        with pytest.raises(ModelError):
+            memory.observe_many(turns)
+        assert memory.bank.pending() == turns[:1]
+        assert memory.turns(scope=ANA) == turns
+
+
+def test_metadata_of_a_turn_goes_along_and_what_begins_with_an_underscore_stays(memory: Memory) -> None:
+    """A memory carries what its turn was tagged with, not the framework's whole message a second time."""
+    tags = {"channel": "mail", "_langchain": {"type": "human"}}
+    [change] = memory.observe("I moved to Oslo.", scope=ANA, metadata=tags)
+    assert change.after is not None and change.after.metadata == {"channel": "mail"}
+    assert memory.turns(scope=ANA)[0].metadata["_langchain"] == {"type": "human"}
+
+
 def test_a_turn_is_durable_when_its_model_fails_and_is_managed_later(tmp_path: Path) -> None:
     """A dying engine raises; the turn stays pending and the next open manages it."""
     model = Switchable()

@@ -192,7 +192,7 @@ def _fact(turn: Turn, text: str, context: str) -> Fact:
         at=turn.at,
         turn_id=turn.id,
         context=context,
-        metadata=dict(turn.metadata),
+        metadata={key: value for key, value in turn.metadata.items() if not key.startswith("_")},
     )
 
 

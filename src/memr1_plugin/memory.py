@@ -180,8 +180,10 @@ class Memory:
         self._check_open()
         turns = [self.guard.clean(turn) for turn in turns]
         caught = [self.guard.caught(turn) for turn in turns]
+        # What is never remembered (the bot's own words) is managed as it stands: no commit of its own for that.
+        managed = [turn.role not in self.settings.remember_roles for turn in turns]
         with self.meter.stage("journal"):
-            new = self.bank.record(turns, caught=caught)
+            new = self.bank.record(turns, managed=managed, caught=caught)
         self.meter.add("turns", sum(new))
         self.meter.caught(rules for rules, is_new in zip(caught, new, strict=True) if is_new)
         return self._manage_or_wake(dict.fromkeys(turn.scope for turn in turns))

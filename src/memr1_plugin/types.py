@@ -150,6 +150,7 @@ class Turn(_Json):
     """"user", "assistant", "system" or "tool". Only "user" turns become memories by default."""
     session: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Goes along into the memories made of the turn, but for keys that begin with "_": those stay in the journal."""
 
     def __post_init__(self) -> None:
         clean_text(self.text, "the turn's text")

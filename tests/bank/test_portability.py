@@ -56,6 +56,15 @@ def test_an_import_can_be_repeated(rich: Bank, embedder: HashEmbedder) -> None:
     assert rich.import_(rows) == 0 and rich.get(ANA, 1).text == "I live in Oslo."
 
 
+def test_an_imported_journal_keeps_its_order(bank: Bank, embedder: HashEmbedder) -> None:
+    """Turns that wait stand between those that do not, as they were said; they once came last."""
+    turns = [Turn(f"Number {n}.", "Ana", ANA, MAY, f"t{n}") for n in range(4)]
+    bank.record(turns, managed=[False, True, False, True])
+    with Bank.open(":memory:", embedder) as other:
+        other.import_(lines(bank))
+        assert other.turns(ANA) == turns and other.pending() == [turns[0], turns[2]]
+
+
 def test_import_gives_new_ids_where_the_old_are_taken(rich: Bank, embedder: HashEmbedder) -> None:
     """Ids of items, in their history and in feedback move together."""
     with Bank.open(":memory:", embedder) as other:

@@ -74,7 +74,8 @@ class Said:
     key: str = ""
     """What makes it this message and no other (a message id); "" if it is new by definition."""
     payload: Mapping[str, Any] = field(default_factory=dict)
-    """The framework's own form as JSON under the framework's name, to give back as it came."""
+    """The framework's own form as JSON, to give back as it came; under "_" and the framework's name, because what
+    begins with "_" stays with the turn and is not copied into the memories made of it."""
 
 
 @dataclass(frozen=True)

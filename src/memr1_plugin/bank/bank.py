@@ -121,16 +121,23 @@ class Bank:
 
     # -- the journal -----------------------------------------------------------------------------------
 
-    def record(self, turns: Sequence[Turn], *, caught: Sequence[Sequence[str]] | None = None) -> list[bool]:
+    def record(
+        self,
+        turns: Sequence[Turn],
+        *,
+        managed: Sequence[bool] | None = None,
+        caught: Sequence[Sequence[str]] | None = None,
+    ) -> list[bool]:
         """Journal turns, durably, in one transaction; True for each that is new (same scope and id: not new).
 
         Args:
+            managed: for each turn whether there is nothing to manage in it; None: there may be in all.
             caught: for each turn the rules that caught it; with any, it goes into quarantine and is not managed.
         """
         if not turns:
             return []
         with self._store.writing() as connection:
-            return journal.record(connection, turns, caught=caught)
+            return journal.record(connection, turns, managed=managed, caught=caught)
 
     def pending(self, scope: Scope | None = None, limit: int | None = None) -> list[Turn]:
         """Return turns recorded and not yet managed, oldest first; of all scopes if none is given."""

@@ -22,15 +22,19 @@ def record(
     connection: sqlite3.Connection,
     turns: Sequence[Turn],
     *,
-    managed: bool = False,
+    managed: Sequence[bool] | None = None,
     caught: Sequence[Sequence[str]] | None = None,
 ) -> list[bool]:
-    """Write the turns that are new; return for each whether it was. Those with `caught` rules go into quarantine."""
+    """Write the turns that are new; return for each whether it was.
+
+    Those that are `managed` already are never pending; those with `caught` rules go into quarantine.
+    """
     known: dict[Scope, int] = {}
     new = []
-    for turn, rules in zip(turns, caught or [()] * len(turns), strict=True):
+    done = managed or [False] * len(turns)
+    for turn, is_managed, rules in zip(turns, done, caught or [()] * len(turns), strict=True):
         scope_id = _known_row(connection, known, turn.scope)
-        new.append(_record(connection, scope_id, turn, managed))
+        new.append(_record(connection, scope_id, turn, is_managed))
         if new[-1] and rules:
             hold(connection, scope_id, turn.id, rules)
     return new

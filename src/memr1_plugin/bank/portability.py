@@ -168,11 +168,9 @@ def _checked(item: MemoryItem, scope: Scope | None) -> MemoryItem:
 
 def write(connection: sqlite3.Connection, bundle: Bundle, embedded: Embedded) -> int:
     """Write what the bank does not have yet (inside one write transaction); return how many rows were new."""
-    n = 0
-    for managed in (True, False):
-        part = [(turn, caught) for turn, done, caught in bundle.turns if done is managed]
-        caught = [caught for _, caught in part]
-        n += sum(record(connection, [turn for turn, _ in part], managed=managed, caught=caught))
+    turns = [turn for turn, _, _ in bundle.turns]
+    managed, caught = [done for _, done, _ in bundle.turns], [rules for _, _, rules in bundle.turns]
+    n = sum(record(connection, turns, managed=managed, caught=caught))
     now = aware(None)
     for scope in bundle.scopes():
         scope_id = scope_row_or_new(connection, scope)

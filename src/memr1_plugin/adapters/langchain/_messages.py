@@ -61,7 +61,7 @@ def said_of(message: BaseMessage, key: str = "") -> Said:
     plain = _CLASSES.get(role)
     payload: dict[str, Any] = {}
     if plain is None or message != plain(content=sayable(text).strip()) or not text.strip():
-        payload = {"langchain": plain_json(message_to_dict(message))}
+        payload = {"_langchain": plain_json(message_to_dict(message))}
     role = role if role in ("user", "assistant", "system", "tool") else "system"
     return Said(role, text, message.name or "", message.id or key, payload)
 
@@ -84,10 +84,10 @@ def _clean_block(block: Any) -> Any:
 
 def message_of(turn: Turn) -> BaseMessage | None:
     """Return the message that a turn came from; None for a turn of another framework that has no words here."""
-    if "langchain" in turn.metadata:
-        return messages_from_dict([dict(turn.metadata["langchain"])])[0]
+    if "_langchain" in turn.metadata:
+        return messages_from_dict([dict(turn.metadata["_langchain"])])[0]
     plain = _CLASSES.get(turn.role)
-    foreign = "llama_index" in turn.metadata
+    foreign = "_llama_index" in turn.metadata
     return None if plain is None or (foreign and turn.text == "(no text)") else plain(content=turn.text)
 
 

@@ -42,7 +42,7 @@ def said_of(message: ChatMessage, key: str = "") -> Said:
     payload: dict[str, Any] = {}
     back = _BACK.get(role)
     if back is None or message != ChatMessage(role=back, content=sayable(text).strip()) or not text.strip():
-        payload = {"llama_index": plain_json(message.model_dump(mode="json"))}
+        payload = {"_llama_index": plain_json(message.model_dump(mode="json"))}
     return Said(role, text, "", key, payload)
 
 
@@ -60,10 +60,10 @@ def without_recalled(message: ChatMessage) -> ChatMessage:
 
 def message_of(turn: Turn) -> ChatMessage | None:
     """Return the message that a turn came from; None for a turn of another framework that has no words here."""
-    if "llama_index" in turn.metadata:
-        return ChatMessage.model_validate(dict(turn.metadata["llama_index"]))
+    if "_llama_index" in turn.metadata:
+        return ChatMessage.model_validate(dict(turn.metadata["_llama_index"]))
     back = _BACK.get(turn.role)
-    foreign = "langchain" in turn.metadata
+    foreign = "_langchain" in turn.metadata
     return None if back is None or (foreign and turn.text == "(no text)") else ChatMessage(role=back, content=turn.text)
 
 
