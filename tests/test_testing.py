@@ -17,6 +17,7 @@ from memr1_plugin.agents.engine import Engine, LoraInfo, Prompt, Role
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import InputError, ModelError
+from memr1_plugin.settings import Settings
 from memr1_plugin.testing import HashEmbedder, ScriptedModel, tiny_model, words
 from memr1_plugin.types import Fact, MemoryItem, OperationKind, Scope
 
@@ -30,7 +31,9 @@ def item(n: int, text: str, speaker: str = "Ana") -> MemoryItem:
 def decide(text: str, *memories: str) -> tuple[str, int | None]:
     """What the heuristic model does with one fact of Ana's beside memories 11, 12, ..."""
     items = [item(n, memory) for n, memory in enumerate(memories, 11)]
-    [op] = Manager(ScriptedModel.heuristic(), use_certain=False).decide([Fact(text, "Ana", AT)], [items]).operations
+    [op] = (
+        Manager(ScriptedModel.heuristic(), Settings(certain=False)).decide([Fact(text, "Ana", AT)], [items]).operations
+    )
     return op.kind.value, op.target
 
 

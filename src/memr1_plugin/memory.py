@@ -68,7 +68,7 @@ class Memory:
         self.extractor = extractor
         self.guard = guard or Guard(self.settings)
         self.retriever = Retriever(bank, embedder, self.settings)
-        self.manager = Manager(engine, use_certain=self.settings.certain)
+        self.manager = Manager(engine, self.settings)
         self.answerer = Answerer(engine)
         self.meter = Meter.of(bank)
         self._locks = ScopeLocks()

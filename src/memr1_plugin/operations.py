@@ -35,10 +35,11 @@ MAX_EXTRA = 20
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line of a completion that changed nothing, and why. Data, not an error."""
+    """A line of a completion that was not followed, and why. Data, not an error."""
 
     reason: str
-    """One of "missing", "unparseable", "unknown_id", "repeated_id", "too_many", "extra"."""
+    """One of "missing", "unparseable", "unknown_id", "repeated_id", "too_many", "extra": nothing was changed.
+    Or "unsupported": the memories do not bear the decision out, and the fact was added instead."""
     line: str
     fact: Fact | None = None
 

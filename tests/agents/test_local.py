@@ -28,6 +28,7 @@ from memr1_plugin.agents.local import LocalEngine, LocalOptions, gather, shared_
 from memr1_plugin.agents.tokens import encode
 from memr1_plugin.errors import InputError, LoraMismatchError, ModelError, WeightsNotFoundError
 from memr1_plugin.operations import grammar, parse
+from memr1_plugin.settings import Settings
 from memr1_plugin.testing import tiny_model
 from memr1_plugin.types import Fact, MemoryItem, Scope, aware
 
@@ -456,7 +457,7 @@ def test_the_real_model_manages_in_four_bits(real: LocalEngine) -> None:
 
     at = aware(None)
     old = MemoryItem(7, Scope(), "I live in Paris.", "Ana", at, at, at)
-    manager = Manager(real, use_certain=False)
+    manager = Manager(real, Settings(certain=False))
     for _ in range(2):
         decision = manager.decide([Fact("I moved to Berlin last week.", "Ana", at)], [[old]])
     assert real.id.startswith("smollm2-135m nf4 ")

@@ -9,6 +9,7 @@ import pytest
 from memr1_plugin.agents.engine import Prompt, Role
 from memr1_plugin.agents.manager import Manager, prompt
 from memr1_plugin.errors import ModelError
+from memr1_plugin.settings import Settings
 from memr1_plugin.testing import ScriptedModel
 from memr1_plugin.types import Fact, MemoryItem, Scope
 
@@ -19,9 +20,17 @@ def fact(text: str) -> Fact:
     return Fact(text, "Ana", AT)
 
 
-def item(id: int, text: str, days: int = 0) -> MemoryItem:
+def item(id: int, text: str, days: int = 0, speaker: str = "Ana", score: float | None = None) -> MemoryItem:
     at = AT.replace(day=8 + days)
-    return MemoryItem(id, Scope(), text, "Ana", at, at, at)
+    return MemoryItem(id, Scope(), text, speaker, at, at, at, score=score)
+
+
+def followed(
+    completion: str, text: str, *related: MemoryItem, settings: Settings | None = None
+) -> list[tuple[str, int | None, str]]:
+    """What becomes of a completion on one fact of Ana's: (kind, target, who decided)."""
+    decision = Manager(ScriptedModel([completion]), settings).decide([fact(text)], [related])
+    return [(o.kind.value, o.target, s) for o, s in zip(decision.operations, decision.sources, strict=True)]
 
 
 def test_a_fact_with_nothing_related_is_added_without_the_model() -> None:
@@ -42,10 +51,10 @@ def test_an_exact_duplicate_is_a_noop_without_the_model() -> None:
 
 
 def test_the_cheap_path_can_be_switched_off() -> None:
-    """With use_certain=False the model decides everything."""
-    engine = ScriptedModel(["NOOP"])
-    decision = Manager(engine, use_certain=False).decide([fact("I live in Rome.")], [[]])
-    assert [op.kind.value for op in decision.operations] == ["NOOP"]
+    """With Settings(certain=False) the model is asked of what is certain, too."""
+    engine = ScriptedModel(["ADD"])
+    decision = Manager(engine, Settings(certain=False)).decide([fact("I live in Rome.")], [[]])
+    assert [op.kind.value for op in decision.operations] == ["ADD"]
     assert decision.sources == ("manager",) and len(engine.prompts) == 1
 
 
@@ -84,3 +93,44 @@ def test_a_model_that_fails_raises_and_is_never_a_noop() -> None:
 
     with pytest.raises(ModelError, match="out of memory"):
         Manager(ScriptedModel(fails)).decide([fact("a")], [[item(1, "b")]])
+
+
+def test_a_noop_is_believed_only_where_the_speaker_said_as_much_before() -> None:
+    """A Manager LoRA said NOOP to half of a real dialogue, and with that a quarter of the evidence was gone."""
+    said, added = [("NOOP", None, "manager")], [("ADD", None, "rule")]
+    repeated = "You know, Rex is my dog's name."
+    assert followed("NOOP", repeated, item(1, "My dog is called Rex.", score=0.85)) == said
+    assert followed("NOOP", repeated, item(1, "My dog is called Rex.", score=0.6)) == added
+    assert followed("NOOP", repeated, item(1, "Ana, I see!", score=0.85)) == added
+    assert followed("NOOP", repeated, item(1, "My dog is called Rex.", score=0.85, speaker="Bob")) == added
+    assert followed("NOOP", repeated, item(1, "My dog is called Rex.", score=0.85, speaker="user")) == said
+    trusting = Settings(believed_floor=0.0)
+    assert followed("NOOP", repeated, item(1, "My dog is called Rex.", score=0.1), settings=trusting) == said
+
+
+def test_nobody_ends_or_replaces_what_another_said() -> None:
+    """Gina lost her job too, and Jon's memory of losing his was deleted."""
+    mine, his = item(1, "I lost my job as a banker.", score=0.8), item(2, "I lost my job.", score=0.9, speaker="Jon")
+    assert followed("DELETE 2", "I lost my job at a shop, too.", mine, his) == [("ADD", None, "rule")]
+    assert followed("UPDATE 2", "I lost my job at a shop, too.", mine, his) == [("ADD", None, "rule")]
+    assert followed("UPDATE 1", "I lost my job at a shop, too.", mine, his) == [("UPDATE", 1, "manager")]
+
+
+def test_a_delete_must_be_about_its_memory_and_an_update_need_not_be() -> None:
+    """An UPDATE keeps the fact, and the history what it replaced; a DELETE on a whim would lose both."""
+    job = item(1, "Losing my job was hard.", score=0.65)
+    assert followed("DELETE 1", "I had to close my bank account.", job) == [("ADD", None, "rule")]
+    assert followed("UPDATE 1", "I had to close my bank account.", job) == [("UPDATE", 1, "manager")]
+    sure = item(1, "I work at a bank.", score=0.75)
+    assert followed("DELETE 1", "I no longer work at a bank.", sure) == [("DELETE", 1, "manager")]
+    assert followed("DELETE 1; DELETE 2", "No longer.", sure, item(2, "x", score=0.5)) == [
+        ("DELETE", 1, "manager"),
+        ("ADD", None, "rule"),
+    ]
+
+
+def test_what_is_not_followed_is_reported_with_its_line() -> None:
+    """Statistics show how often the model was overruled."""
+    decision = Manager(ScriptedModel(["DELETE 1"])).decide([fact("I swim.")], [[item(4, "I sing.", score=0.5)]])
+    [rejection] = decision.rejections
+    assert (rejection.reason, rejection.line, rejection.fact) == ("unsupported", "DELETE 1", fact("I swim."))

@@ -2,7 +2,8 @@
 
 It builds the prompt, asks the engine, and hands the completion to `operations.parse`; it reads and
 writes no bank. The certain cases never reach the model: an exact duplicate is a NOOP, a fact with
-nothing related is an ADD.
+nothing related is an ADD. And what a small model decides is believed as far as the memories bear it out: no fact
+is dropped, and no memory taken away, by a decision that nothing supports (`believed`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from dataclasses import dataclass, replace
 
 from memr1_plugin import prompts
 from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
-from memr1_plugin.operations import Rejection, grammar, one_line, parse, render_facts, render_memories
+from memr1_plugin.bank.text_index import terms
+from memr1_plugin.operations import (
+    Rejection,
+    grammar,
+    one_line,
+    parse,
+    render_facts,
+    render_memories,
+    render_operations,
+)
+from memr1_plugin.settings import Settings
 from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind
 
 TRAINED = "manager"
@@ -72,12 +83,56 @@ def certain(fact: Fact, memories: Sequence[MemoryItem]) -> Operation | None:
     return None
 
 
+def believed(operation: Operation, related: Sequence[MemoryItem], settings: Settings) -> bool:
+    """Return whether the memories bear out what the model decided.
+
+    A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words.
+    A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory. And nobody's word ends
+    or replaces what somebody else said. An ADD loses nothing.
+
+    Args:
+        operation: on one fact.
+        related: what was retrieved for that fact, with each memory's relevance to it (None counts as relevant).
+        settings: the relevance that is asked for.
+    """
+    fact = operation.fact
+    if operation.kind is OperationKind.ADD or fact is None:
+        return True
+    own = [item for item in related if _one_voice(item.speaker, fact.speaker)]
+    close = [item for item in own if item.score is None or item.score >= settings.believed_floor]
+    if operation.kind is OperationKind.NOOP:
+        return any(_repeated(fact, item) >= 0.5 for item in close)
+    return any(item.id == operation.target for item in (own if operation.kind is OperationKind.UPDATE else close))
+
+
+def _one_voice(*speakers: str) -> bool:
+    """True unless the speakers are two people; "user" is a bot's user where nobody gave a name."""
+    return len({speaker.casefold() for speaker in speakers} - {"user"}) <= 1
+
+
+def _repeated(fact: Fact, item: MemoryItem) -> float:
+    """Return the share of the fact's words (stems, stop words out) that a memory has."""
+    wanted = set(terms(fact.text))
+    return len(wanted & set(terms(item.text))) / len(wanted) if wanted else 1.0
+
+
+def restrain(
+    operations: Sequence[Operation], related: Sequence[MemoryItem], settings: Settings
+) -> tuple[list[Operation], list[Operation]]:
+    """Return a fact's operations as they are followed, and those that are not; where no other is left, it is added."""
+    kept = [op for op in operations if believed(op, related, settings)]
+    refused = [op for op in operations if op not in kept]
+    if refused and not any(op.kind in (OperationKind.ADD, OperationKind.UPDATE) for op in kept):
+        kept.append(Operation(OperationKind.ADD, refused[0].fact))
+    return kept, refused
+
+
 class Manager:
     """Decides operations with an engine. Holds no state: one instance serves all scopes and threads."""
 
-    def __init__(self, engine: Engine, *, use_certain: bool = True) -> None:
+    def __init__(self, engine: Engine, settings: Settings | None = None) -> None:
         self.engine = engine
-        self.use_certain = use_certain
+        self.settings = settings or Settings()
 
     def decide(self, facts: Sequence[Fact], related: Sequence[Sequence[MemoryItem]]) -> Decision:
         """Decide one turn's facts in at most one model call.
@@ -90,17 +145,23 @@ class Manager:
         Raises:
             ModelError: the engine failed. A completion that makes no sense is not an error but a `Rejection`.
         """
-        by_rule = [certain(f, r) if self.use_certain else None for f, r in zip(facts, related, strict=True)]
-        open_facts = [f for f, op in zip(facts, by_rule, strict=True) if op is None]
-        shown = union([r for r, op in zip(related, by_rule, strict=True) if op is None])
+        by_rule = [certain(f, r) if self.settings.certain else None for f, r in zip(facts, related, strict=True)]
+        asked = [(f, r) for f, r, op in zip(facts, related, by_rule, strict=True) if op is None]
+        open_facts, shown = [fact for fact, _ in asked], union([near for _, near in asked])
         ruled = tuple(op for op in by_rule if op is not None)
         if not open_facts:
             return Decision(ruled, ("rule",) * len(ruled))
         trained = self.engine.lora(Role.MANAGER) is not None
         [completion] = ask(self.engine, [prompt(open_facts, shown, trained=trained)], Role.MANAGER)
         parsed = parse(completion.text, open_facts, shown)
-        sources = ("rule",) * len(ruled) + ("manager",) * len(parsed.operations)
-        return Decision((*ruled, *parsed.operations), sources, parsed.rejections, completion)
+        decided: list[Operation] = []
+        rejections = list(parsed.rejections)
+        for fact, near in asked:
+            kept, refused = restrain([op for op in parsed.operations if op.fact is fact], near, self.settings)
+            decided += kept
+            rejections += [Rejection("unsupported", render_operations([op], [fact], shown), fact) for op in refused]
+        sources = [*["rule"] * len(ruled), *("manager" if op in parsed.operations else "rule" for op in decided)]
+        return Decision((*ruled, *decided), tuple(sources), tuple(rejections), completion)
 
 
 def union(groups: Sequence[Sequence[MemoryItem]]) -> list[MemoryItem]:
