@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from memr1_plugin.cli._shell import Json, Model, emit, err, out, plain
 from memr1_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from memr1_plugin.evaluation.judge import Judge
+
+
+_JUDGE = "Judge (off by default)"
 
 
 def register(app: typer.Typer) -> None:
@@ -67,6 +73,17 @@ def evaluate(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Known wrong golds (locomo-audit's JSONL): a second figure."),
     ] = None,
+    judge_url: Annotated[
+        str, typer.Option(help="An OpenAI-compatible server whose model judges the answers.", rich_help_panel=_JUDGE)
+    ] = "",
+    judge_model: Annotated[str, typer.Option(help="The judge's model there.", rich_help_panel=_JUDGE)] = "",
+    judge_key: Annotated[
+        str, typer.Option(help="The environment variable that holds the key.", rich_help_panel=_JUDGE)
+    ] = "OPENAI_API_KEY",
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="lenient (as published tables), strict.", show_default="both", rich_help_panel=_JUDGE),
+    ] = None,
     model: Model = "",
     as_json: Json = False,
 ) -> None:
@@ -77,11 +94,14 @@ def evaluate(
     """
     from memr1_plugin.agents import models
     from memr1_plugin.embedding import as_embedder
+    from memr1_plugin.evaluation import judge as judging
     from memr1_plugin.evaluation import report, run
     from memr1_plugin.evaluation.datasets import load
     from memr1_plugin.evaluation.systems import Engines, parse_system
     from memr1_plugin.settings import Settings
 
+    if bool(judge_url) != bool(judge_model) or (judge and not judge_url):
+        raise InputError("a judge needs --judge-url and --judge-model, both; leave all --judge options out for none.")
     everything = load(data)
     conversations = [one for one in everything if not only or one.id in only]
     if lost := sorted(set(only or []) - {one.id for one in conversations}):
@@ -106,7 +126,31 @@ def evaluate(
                 batch=batch,
                 progress=tick,
             )
+            verdicts = None
+            if judge_url:
+                engines.close()  # the judge may want the room
+                with _endpoint(judge_url, judge_model, judge_key) as asked:
+                    kinds = [_kind(word) for word in judge or judging.KINDS]
+                    verdicts = judging.judge_all(done.replies, conversations, asked, to, kinds=kinds, progress=tick)
     finally:
         engines.close()
-    summary = report.write(done, conversations, to, baseline=baseline, errata=errata)
+    summary = report.write(done, conversations, to, baseline=baseline, errata=errata, verdicts=verdicts)
     emit(summary, as_json, lambda: out.print(*(table.rich() for table in report.tables(summary)), sep="\n"))
+
+
+@contextmanager
+def _endpoint(url: str, model: str, key: str) -> Iterator[Judge]:
+    from memr1_plugin.agents.remote import RemoteEngine
+    from memr1_plugin.evaluation.judge import Judge
+
+    engine = RemoteEngine(url, model, api_key_env=key, structured=None)
+    try:
+        yield Judge(engine, name=f"{model} at {url}")
+    finally:
+        engine.close()
+
+
+def _kind(word: str) -> Literal["lenient", "strict"]:
+    if word not in ("lenient", "strict"):
+        raise InputError(f"--judge is {word!r}; expected lenient or strict.")
+    return word  # type: ignore[return-value]  # mypy does not narrow by a tuple

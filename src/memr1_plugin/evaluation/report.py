@@ -20,6 +20,7 @@ from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.evaluation import metrics
 from memr1_plugin.evaluation.banks import BankRow
 from memr1_plugin.evaluation.datasets import Conversation, correct, wrong_golds
+from memr1_plugin.evaluation.judge import Verdicts
 from memr1_plugin.evaluation.run import Run
 from memr1_plugin.evaluation.scores import RECALL_AT, Row, score_all
 
@@ -31,9 +32,6 @@ CATEGORY_NAMES = {
     "5": ("adversarial", "not scored"),
 }
 """LoCoMo's categories: the data set's own name, and the column of the paper's Table 1 (mem0's naming)."""
-
-Verdicts = Mapping[str, Mapping[tuple[str, str, str], bool]]
-"""By kind of judge, then by (system, conversation, question): was the answer called right?"""
 
 
 @dataclass(frozen=True)
