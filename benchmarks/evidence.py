@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from memr1_plugin import Memory
+from memr1_plugin.evaluation.banks import add_raw
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
-from memr1_plugin.evaluation.systems import add_raw
 from memr1_plugin.testing import ScriptedModel
 
 KS = (5, 10, 20, 30)
@@ -59,7 +59,10 @@ def lost(memory: Memory, conversation: Conversation) -> list[tuple[str, str, str
     evidence = {turn_id for q in asked(conversation) for turn_id in q.evidence}
     held = {turn_id for item in memory.bank.items(conversation.scope) for turn_id in item.turn_ids}
     said = {turn.id: f"{turn.speaker}: {turn.text}" for turn in conversation.turns}
-    fates = {change.turn_id: f"{change.kind.value} by the {change.source}" for change in memory.history(scope=conversation.scope)}
+    fates = {
+        change.turn_id: f"{change.kind.value} by the {change.source}"
+        for change in memory.history(scope=conversation.scope)
+    }
     return [(fates.get(i, "no fact in it"), i, said[i]) for i in said if i in evidence - held]
 
 
@@ -76,8 +79,7 @@ def main() -> None:
         Memory.open(given.bank, engine=ScriptedModel.heuristic()) as managed,
         Memory.open(":memory:", engine=ScriptedModel.heuristic()) as added,
     ):
-        for turn in conversation.turns:
-            add_raw(added, turn)
+        add_raw(added.bank, conversation.turns)
         rows = {"the Manager's": measure(managed, conversation), "always ADD": measure(added, conversation)}
         gone = lost(managed, conversation)
         operations = Counter(f"{c.kind.value} by the {c.source}" for c in managed.history(scope=conversation.scope))

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from memr1_plugin.agents.engine import Engine
 from memr1_plugin.agents.manager import Decision, Manager, certain
@@ -43,7 +44,7 @@ class AlwaysAdd(Manager):
 
     def decide(self, facts: Sequence[Fact], related: Sequence[Sequence[MemoryItem]]) -> Decision:
         """Add every fact that is not certain, without a model call."""
-        by_rule = [certain(f, r) if self.use_certain else None for f, r in zip(facts, related, strict=True)]
+        by_rule = [certain(f, r) if self.settings.certain else None for f, r in zip(facts, related, strict=True)]
         operations = [op or Operation(OperationKind.ADD, f) for f, op in zip(facts, by_rule, strict=True)]
         return Decision(tuple(operations), ("rule",) * len(operations))
 
@@ -119,7 +120,7 @@ class Banks:
                 self._fill_managed(system, todo, engine(), progress)
             for done, (conversation, turns) in enumerate(todo if system.reads != "managed" else (), 1):
                 with self._timed(system, conversation):
-                    add_raw(kept[conversation.id], turns)
+                    add_raw(kept[conversation.id].bank, turns, self.settings.remember_roles)
                 progress(f"{system.bank} banks", done, len(todo))
             yield kept
 
@@ -184,7 +185,7 @@ class Banks:
         path = self._path(system, conversation.id, "db")
         with Memory.open(path, engine=engine, embedder=self.embedder, settings=self.settings) as memory:
             if system.always_add:
-                memory.manager = AlwaysAdd(engine, use_certain=self.settings.certain)
+                memory.manager = AlwaysAdd(engine, self.settings)
             yield memory
 
     @contextmanager
@@ -207,12 +208,29 @@ class Banks:
 _SPENT = ("model_calls", "prompt_tokens", "output_tokens")
 
 
-def add_raw(kept: Kept, turns: Sequence[Turn]) -> None:
-    """Remember turns as they stand, with no Manager: every fact is an ADD."""
-    bank, extractor = kept.bank, VerbatimExtractor()
+def add_raw(bank: Bank, turns: Sequence[Turn], roles: Collection[str] = ("user",)) -> None:
+    """Remember the turns of one scope as they stand, with no Manager: every fact of these roles is an ADD."""
+    extractor = VerbatimExtractor()
     for start in range(0, len(turns), CHUNK):
         chunk = turns[start : start + CHUNK]
         bank.record(chunk)
-        told = [turn for turn in chunk if turn.role in kept.settings.remember_roles]
+        told = [turn for turn in chunk if turn.role in roles]
         facts = [fact for turn in told for fact in extractor.extract(turn, bank.previous_turn(turn))]
-        bank.apply(kept.scope, [Operation(OperationKind.ADD, fact) for fact in facts], turns=chunk, source="rule")
+        bank.apply(turns[0].scope, [Operation(OperationKind.ADD, f) for f in facts], turns=chunk, source="rule")
+
+
+def added_up(banks: Sequence[BankRow]) -> dict[str, Any]:
+    """Return the banks of several conversations as one, as JSON."""
+    turns = sum(one.turns for one in banks)
+    kinds = sorted({kind for one in banks for kind in one.changes})
+    return {
+        "name": banks[0].bank,
+        "turns": turns,
+        "items": sum(one.items for one in banks),
+        "changes": {kind: sum(one.changes.get(kind, 0) for one in banks) for kind in kinds},
+        "rejections": sum(sum(one.rejections.values()) for one in banks),
+        "seconds_per_turn": sum(one.seconds for one in banks) / turns if turns else None,
+        "model_calls": sum(one.model_calls for one in banks),
+        "prompt_tokens": sum(one.prompt_tokens for one in banks),
+        "output_tokens": sum(one.output_tokens for one in banks),
+    }

@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 
 from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.evaluation import metrics
-from memr1_plugin.evaluation.banks import BankRow
+from memr1_plugin.evaluation.banks import BankRow, added_up
 from memr1_plugin.evaluation.datasets import Conversation, correct, wrong_golds
 from memr1_plugin.evaluation.judge import Verdicts
 from memr1_plugin.evaluation.run import Run
@@ -117,7 +117,7 @@ def summarise(
         "baseline": baseline,
         "systems": [
             _summary(mine)
-            | ({"bank": _bank(banks[name])} if banks and banks.get(name) else {})
+            | ({"bank": added_up(banks[name])} if banks and banks.get(name) else {})
             | ({"errata": _errata(mine, [r for r in corrected if r.system == name], wrong)} if corrected else {})
             | ({"judge": _judged(mine, verdicts)} if verdicts else {})
             for name, mine in by_system.items()
@@ -204,23 +204,6 @@ def _judged(rows: Sequence[Row], verdicts: Verdicts) -> dict[str, Any]:
         scores = [float(said[key]) for key in keys if key in said]
         found[kind] = _interval(metrics.bootstrap(scores)) if scores else None
     return found
-
-
-def _bank(banks: Sequence[BankRow]) -> dict[str, Any]:
-    """The banks of all conversations together."""
-    turns = sum(one.turns for one in banks)
-    kinds = sorted({kind for one in banks for kind in one.changes})
-    return {
-        "name": banks[0].bank,
-        "turns": turns,
-        "items": sum(one.items for one in banks),
-        "changes": {kind: sum(one.changes.get(kind, 0) for one in banks) for kind in kinds},
-        "rejections": sum(sum(one.rejections.values()) for one in banks),
-        "seconds_per_turn": sum(one.seconds for one in banks) / turns if turns else None,
-        "model_calls": sum(one.model_calls for one in banks),
-        "prompt_tokens": sum(one.prompt_tokens for one in banks),
-        "output_tokens": sum(one.output_tokens for one in banks),
-    }
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────
