@@ -12,6 +12,7 @@ import hashlib
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,20 @@ from memr1_plugin.agents.models import find_loras, resolve
 from memr1_plugin.agents.setup import prepare
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import load
+from memr1_plugin.settings import Settings
 from memr1_plugin.training import lora, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
 from memr1_plugin.training.episodes import AnswerEpisode, ManagerEpisode, answer_episodes, manager_episodes
 from memr1_plugin.training.grpo import laptop_config
 from memr1_plugin.training.sft import bf16_pays
+from memr1_plugin.types import OperationKind
 
 SEED = 5100
 """Of the synthetic conversations; SFT had 7, 1100, 902 and 3300."""
+ASKED = 2
+"""Questions that reward a Manager's episode: each is answered anew for every state that its completions lead to."""
+CANDIDATES = 6
+"""Memories that the frozen Answer Agent is shown: fewer than in serving, for the answers are most of a step."""
 ANSWER_WEIGHTS = {"token_f1": 1.0, "exact_match": 0.2, "evidence_coverage": 0.4, "format_validity": 0.1}
 """Brevity is left out: F1 punishes words that are too many, and brevity alone rewards abstaining."""
 
@@ -52,11 +59,14 @@ def answer_data(embedder: Embedder, longmemeval: str, conversations: int) -> lis
 
 def manager_data(embedder: Embedder, conversations: int, first: int = SEED) -> Iterator[ManagerEpisode]:
     """Turns that a question rests on, or that change what an earlier one rests on, with the bank before them."""
+    rng = random.Random(first)
     told = synthetic.conversations(first, conversations, sessions=(3, 5), changing=0.45)
     for one in told:
         for episode in manager_episodes(one.conversation, embedder, gold=one.gold, keep_banks=True):
-            if any(q.evidence and q.answer for q in episode.questions):
-                yield episode
+            asked = tuple(q for q in episode.questions if q.evidence and q.answer)
+            adds = episode.gold is not None and all(op.kind is OperationKind.ADD for op in episode.gold)
+            if asked and (not adds or rng.random() < 0.3):  # nearly all of its samples would be ADD: nothing to learn
+                yield replace(episode, questions=asked[:ASKED])
 
 
 def main() -> None:
@@ -123,6 +133,7 @@ def main() -> None:
         validation=validation,
         embedder=embedder,
         weights=ANSWER_WEIGHTS if role is Role.ANSWER else None,
+        settings=Settings(candidates=CANDIDATES) if role is Role.MANAGER else None,
     )
     best = trainer.best_checkpoint
     assert best is not None
