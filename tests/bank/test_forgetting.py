@@ -135,3 +135,67 @@ def test_an_updated_items_old_words_are_forgotten_too(bank: Bank) -> None:
     bank.apply(ANA, [updating(item_id, "My password is secret.")])
     bank.forget(ANA, item_id)
     assert left_in_files(bank.path, "xylophonequartz") == [] and bank.history(ANA, item_id) == []
+
+
+def test_what_was_told_twice_or_said_back_is_forgotten_too(bank: Bank) -> None:
+    """A repeated turn is a NOOP that no item names, and a bot says things back: both kept the words in the journal.
+
+    Worse, a replay of the journal would have brought the memory back. A turn that another memory comes from stays.
+    """
+    item_id = say(bank, "t1", "My password is xylophonequartz.")
+    echo = Turn(
+        "So your password is xylophonequartz. Shall I keep: My password is xylophonequartz.", "bot", ANA, id="t2"
+    )
+    again = Turn("my PASSWORD is  xylophonequartz.", "Ana", ANA, id="t3")
+    bank.record([echo, again])
+    bank.apply(ANA, [], turns=[echo])
+    bank.apply(ANA, [Operation(OperationKind.NOOP, fact(again.text, turn_id="t3"))], turns=[again])
+    say(bank, "t4", "My password is xylophonequartz.", scope=BOB)
+    other = say(bank, "t5", "Ben says: My password is zephyrmarimba.")
+    assert bank.forget(ANA, item_id).turns == 3
+    assert [turn.id for turn in bank.turns(ANA)] == ["t5"] and [i.id for i in bank.items(ANA)] == [other]
+    assert left_in_files(bank.path, "xylophonequartz") == ["xylophonequartz"]  # Bob's own, another scope
+    bank.forget(BOB)
+    assert left_in_files(bank.path, "xylophonequartz") == [] and bank.check() == []
+
+
+def vectors_left(path: Path, vector: bytes) -> list[str]:
+    """The files of the bank that hold these bytes of a vector."""
+    return [file.name for file in sorted(path.parent.rglob("*")) if file.is_file() and vector in file.read_bytes()]
+
+
+def test_a_forgotten_vector_leaves_no_byte(path: Path) -> None:
+    """A vector tells of its text; it goes from the index files too, also when another process writes one afterwards."""
+    embedder = HashEmbedder(16)
+    with Bank.open(path, embedder, persist_from=3) as bank, Bank.open(path, embedder, persist_from=3) as other:
+        ids = [add(bank, f"number {n} xylophonequartz") for n in range(6)]
+        vector = embedder.embed(["Ana: number 2 xylophonequartz"])[0].tobytes()
+        near(other, "number")
+        with Bank.open(path, embedder, persist_from=3) as third:
+            near(third, "number")
+        assert len(vectors_left(path, vector)) >= 2
+        bank.forget(ANA, ids[2])
+        assert vectors_left(path, vector) == []
+        other.close()  # it still has the old vectors in memory, and saves its index
+        assert vectors_left(path, vector) == []
+
+
+def test_index_files_of_a_forgetting_that_died_are_cleaned_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that died before it deleted the scope's index file left its vectors there for ever."""
+    embedder = HashEmbedder(16)
+    with Bank.open(path, embedder, persist_from=3) as bank:
+        ids = [add(bank, f"number {n} xylophonequartz") for n in range(6)]
+        near(bank, "number")
+    vector = embedder.embed(["Ana: number 2 xylophonequartz"])[0].tobytes()
+
+    def killed(scope_id: int) -> None:
+        raise KeyboardInterrupt
+
+    bank = Bank.open(path, embedder, persist_from=1 << 60)
+    monkeypatch.setattr(bank._indexes, "drop", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bank.forget(ANA, ids[2])
+    bank._store.close()
+    assert vectors_left(path, vector)
+    with Bank.open(path, embedder, persist_from=3):
+        assert vectors_left(path, vector) == []

@@ -246,3 +246,23 @@ def test_faiss_is_not_loaded_by_writing() -> None:
         "assert 'faiss' not in sys.modules; near(bank, 'apple'); assert 'faiss' in sys.modules; bank.close()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent, timeout=120)
+
+
+def test_an_index_file_is_not_believed_by_a_bank_restored_from_a_backup(path: Path, embedder: HashEmbedder) -> None:
+    """The file of a later state used to answer for an earlier one that was restored, and that went on differently."""
+    with Bank.open(path, embedder, persist_from=10) as bank:
+        bank.apply(ANA, [adding(text) for text in sayings(20)])
+        near(bank, "apple")
+    backup = path.read_bytes()
+    with Bank.open(path, embedder, persist_from=10) as bank:
+        for text in sayings(5, seed=1):
+            add(bank, text)
+        near(bank, "apple")
+    path.write_bytes(backup)
+    with Bank.open(path, embedder, persist_from=10) as bank:
+        for text in sayings(6, seed=2):
+            add(bank, text)
+        for query in ("apple moon", "iron kite sun"):
+            vector = embedder.embed([query])[0]
+            cosines = [cosine for _, cosine in bank.search_vectors(ANA, vector, 30, view="text")]
+            assert cosines == pytest.approx(exact(bank, ANA, vector, 30), abs=1e-5)

@@ -98,6 +98,7 @@ class Bank:
             if not mine:
                 bank.reembed(embedder)
             if wipe_pending(store):
+                bank._indexes.drop()  # which scope's file shows vectors of the erased is not known any more
                 wipe(store)
         except BaseException:
             store.close()
@@ -110,8 +111,7 @@ class Bank:
         if not self._store.memory and not self._store.encrypted:  # an index file would show the vectors
             with self._store.reading() as connection:
                 bank_id = upkeep.meta(connection)["bank"]
-            folder = Path(f"{self._store.path}.index")
-            files = IndexFiles(folder, bank_id, embedder.id, self._persist_from)
+            files = IndexFiles(self._store, bank_id, embedder.id, self._persist_from)
         self._indexes = IndexCache(embedder.dim, files, self._cache_bytes)
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memr1_plugin.bank import text_index
+from memr1_plugin.bank.index_files import forget_mark
 from memr1_plugin.bank.rows import marks
 from memr1_plugin.bank.store import Store
 from memr1_plugin.errors import UnknownItemError
@@ -44,6 +45,7 @@ def forget_scope(connection: sqlite3.Connection, scope_id: int | None) -> Forgot
     for table in ("changes", "rejections", "feedback", "quarantine", "turns", "items"):
         gone[table] = connection.execute(f"DELETE FROM {table} WHERE scope_id = ?", (scope_id,)).rowcount
     connection.execute("DELETE FROM scopes WHERE id = ?", (scope_id,))
+    forget_mark(connection, scope_id)
     leave_note(connection)
     return Forgotten(gone["items"], gone["changes"], gone["turns"], gone["feedback"])
 
@@ -61,9 +63,10 @@ def forget_item(connection: sqlite3.Connection, scope: Scope, scope_id: int | No
     images = _images(connection, scope_id, item_id)
     turn_ids = {*json.loads(own_turns), *(turn for image in images for turn in image["turn_ids"])}
     turn_ids |= _turns_of_changes(connection, scope_id, item_id)
-    said, followers = _erase_turns(connection, scope_id, turn_ids)
     changes = connection.execute("DELETE FROM changes WHERE scope_id = ? AND item_id = ?", (scope_id, item_id)).rowcount
     connection.execute("DELETE FROM items WHERE id = ?", (item_id,))
+    turn_ids |= _quoting_turns(connection, scope_id, {text, *(image["text"] for image in images)}, turn_ids)
+    said, followers = _erase_turns(connection, scope_id, turn_ids)
     texts = {t for t in (text, *said, *(image["text"] for image in images)) if len(t) >= _QUOTE_CHARS}
     connection.execute("UPDATE scopes SET version = version + 1, epoch = epoch + 1 WHERE id = ?", (scope_id,))
     _scrub_contexts(connection, scope_id, texts, followers)
@@ -92,6 +95,36 @@ def _turns_of_changes(connection: sqlite3.Connection, scope_id: int, item_id: in
         "SELECT turn_id FROM changes WHERE scope_id = ? AND item_id = ? AND turn_id != ''", (scope_id, item_id)
     )
     return {turn_id for (turn_id,) in rows}
+
+
+def _quoting_turns(connection: sqlite3.Connection, scope_id: int, texts: set[str], own: set[str]) -> set[str]:
+    """Return the ids of other turns that say an erased text: told twice (which made no second item), or said back.
+
+    A turn that another memory comes from stays: forgetting one memory forgets no other, and that one says it too.
+    """
+    said = [
+        folded
+        for text in (*texts, *_texts_of_turns(connection, scope_id, own))
+        if len(folded := _folded(text)) >= _QUOTE_CHARS
+    ]
+    sources = {
+        turn_id
+        for (ids,) in connection.execute("SELECT turn_ids FROM items WHERE scope_id = ?", (scope_id,))
+        for turn_id in json.loads(ids)
+    }
+    rows = connection.execute("SELECT id, text FROM turns WHERE scope_id = ?", (scope_id,))
+    return {turn_id for turn_id, text in rows if turn_id not in sources and any(one in _folded(text) for one in said)}
+
+
+def _texts_of_turns(connection: sqlite3.Connection, scope_id: int, turn_ids: Iterable[str]) -> list[str]:
+    query = "SELECT text FROM turns WHERE scope_id = ? AND id = ?"
+    rows = [connection.execute(query, (scope_id, turn_id)).fetchone() for turn_id in turn_ids]
+    return [row[0] for row in rows if row]
+
+
+def _folded(text: str) -> str:
+    """A text as the Manager compares duplicates: white space and case do not count."""
+    return " ".join(text.split()).casefold()
 
 
 def _erase_turns(connection: sqlite3.Connection, scope_id: int, turn_ids: Iterable[str]) -> tuple[list[str], set[str]]:

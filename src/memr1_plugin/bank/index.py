@@ -175,7 +175,7 @@ class ScopeIndex:
         return self._vectors
 
     def _from_file(self, connection: sqlite3.Connection) -> ScopeVectors | None:
-        found = self._files.read(self.scope_id) if self._files is not None else None
+        found = self._files.read(connection, self.scope_id) if self._files is not None else None
         if found is None or found.epoch != self._epoch or found.version > self._version:
             return None
         self._vectors, self._saved = found.vectors, found.version
