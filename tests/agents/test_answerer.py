@@ -52,6 +52,16 @@ def test_select_returns_what_matters_in_the_order_named() -> None:
     assert "text" not in (engine.prompts[0].grammar or "") and engine.prompts[0].max_tokens <= 20
 
 
+def test_an_answer_rests_on_a_memory_that_says_it() -> None:
+    """Asked where Ana lives, the demo's model said Berlin and named her sister the nurse."""
+    sister, both = item(33, "My sister Rosa is a nurse.", 9), item(44, "I like Berlin.", 21)
+    asked = ("Where does Ana live?", [BERLIN, sister, both], AT)
+    assert Answerer(ScriptedModel([" 1 -> Berlin"])).answer(*asked).used == (11,)  # 1 is the sister, by date
+    assert Answerer(ScriptedModel([" 3 -> Berlin"])).answer(*asked).used == (44,)  # what may be meant is kept
+    assert Answerer(ScriptedModel([" 1 2 -> Berlin"])).answer(*asked).used == (33, 11)
+    assert Answerer(ScriptedModel([" 1 -> yes"])).answer(*asked).used == (33,)  # no memory says it in words
+
+
 def test_several_questions_are_one_batch() -> None:
     """answer_many keeps the order and does not ask about questions without candidates."""
     engine = ScriptedModel([" 1 -> Rome", " none"])

@@ -17,7 +17,8 @@ from datetime import datetime
 
 from memr1_plugin import prompts
 from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
-from memr1_plugin.operations import one_line, render_date, render_memories
+from memr1_plugin.bank.text_index import terms
+from memr1_plugin.operations import one_line, render_date, render_memories, render_said
 from memr1_plugin.types import Answer, MemoryItem, Scope, aware, storable
 
 TRAINED = "answer"
@@ -78,6 +79,24 @@ def parse(text: str, items: Sequence[MemoryItem]) -> tuple[tuple[int, ...], str]
     return tuple(shown[n - 1].id for n in places if 1 <= n <= len(shown)), one_line(match[2])
 
 
+def resting_on(words: str, used: tuple[int, ...], items: Sequence[MemoryItem]) -> tuple[int, ...]:
+    """Return the ids that an answer rests on: those it names, unless they cannot be meant.
+
+    A small model often reads the right memory and names another. Where none of the named ones holds a single word of
+    the answer and another holds all of them, that one is meant; of several the most relevant.
+
+    Args:
+        words: the answer.
+        used: ids that the model named.
+        items: what it was shown, most relevant first.
+    """
+    wanted = set(terms(words))
+    held = {item.id: wanted & set(terms(render_said(item.at, item.speaker, item.text))) for item in items}
+    if not wanted or any(held[item_id] for item_id in used):
+        return used
+    return next(((item_id,) for item_id, found in held.items() if found == wanted), used)
+
+
 class Answerer:
     """Answers and selects with an engine. Holds no state: one instance serves all scopes and threads."""
 
@@ -112,7 +131,7 @@ class Answerer:
         used, words = parse(done.text if done else "none", items)
         return Answer(
             text=words or ABSTENTION,
-            used=used,
+            used=resting_on(words, used, items),
             abstained=not words,
             question=question,
             items=tuple(items),
