@@ -1,4 +1,4 @@
-"""The verb that measures: eval."""
+"""The verbs that measure: eval, eval-manager."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _JUDGE = "Judge (off by default)"
 def register(app: typer.Typer) -> None:
     """Add this file's verbs to the command line."""
     app.command(name="eval")(evaluate)
+    app.command(name="eval-manager")(evaluate_manager)
 
 
 @contextmanager
@@ -136,6 +137,49 @@ def evaluate(
         engines.close()
     summary = report.write(done, conversations, to, baseline=baseline, errata=errata, verdicts=verdicts)
     emit(summary, as_json, lambda: out.print(*(table.rich() for table in report.tables(summary)), sep="\n"))
+
+
+def evaluate_manager(
+    to: Annotated[Path, typer.Option("--out", help="Folder of the run; it resumes what is there.")],
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whose Manager: untrained, shipped, NAME=FOLDER, NAME=manager:FOLDER; with :always-add, the one that "
+            "only adds. May be given several times.",
+            show_default="untrained:always-add, untrained, shipped",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the conversations: one that no LoRA was trained on.")] = 9100,
+    conversations: Annotated[int, typer.Option(min=1, help="How many.")] = 4,
+    changing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of tellings that replace or withdraw an earlier one.")
+    ] = 0.45,
+    model: Model = "",
+    as_json: Json = False,
+) -> None:
+    """Measure what Memory Managers decide, on invented conversations whose right operations are known.
+
+    Prints a confusion matrix, the share of contradicted facts that are still found for their question, and the share of
+    true facts that are lost. The folder gets table.md, summary.json and decisions.jsonl. Needs the extra `train`.
+    """
+    from memr1_plugin.agents import models
+    from memr1_plugin.embedding import as_embedder
+    from memr1_plugin.evaluation import decisions
+    from memr1_plugin.evaluation.systems import Engines, parse_system
+    from memr1_plugin.training import synthetic
+
+    shipped = models.find_loras(models.resolve(model or None).name)
+    systems = [parse_system(word, shipped) for word in system or ["untrained:always-add", "untrained", "shipped"]]
+    told = list(synthetic.conversations(seed, conversations, changing=changing))
+    engines = Engines(model or None)
+    try:
+        with stages(as_json) as tick:
+            summary = decisions.evaluate(
+                told, systems, to, engine_for=engines, embedder=as_embedder(None), progress=tick
+            )
+    finally:
+        engines.close()
+    emit(summary, as_json, lambda: out.print(*(table.rich() for table in decisions.tables(summary)), sep="\n"))
 
 
 @contextmanager
