@@ -15,6 +15,7 @@ from memr1_plugin import prompts
 from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
 from memr1_plugin.bank.text_index import terms
 from memr1_plugin.operations import (
+    Parsed,
     Rejection,
     grammar,
     one_line,
@@ -127,6 +128,25 @@ def restrain(
     return kept, refused
 
 
+def followed(
+    parsed: Parsed, asked: Sequence[tuple[Fact, Sequence[MemoryItem]]], shown: Sequence[MemoryItem], settings: Settings
+) -> tuple[list[Operation], list[Rejection]]:
+    """Return the operations of a completion as they are followed, and the lines that are not (`believed`).
+
+    Args:
+        parsed: the completion, read.
+        asked: the facts that it decides on, each with the memories related to it.
+        shown: the memories as the prompt numbers them.
+    """
+    decided: list[Operation] = []
+    rejections: list[Rejection] = []
+    for fact, near in asked:
+        kept, refused = restrain([op for op in parsed.operations if op.fact is fact], near, settings)
+        decided += kept
+        rejections += [Rejection("unsupported", render_operations([op], [fact], shown), fact) for op in refused]
+    return decided, rejections
+
+
 class Manager:
     """Decides operations with an engine. Holds no state: one instance serves all scopes and threads."""
 
@@ -154,12 +174,8 @@ class Manager:
         trained = self.engine.lora(Role.MANAGER) is not None
         [completion] = ask(self.engine, [prompt(open_facts, shown, trained=trained)], Role.MANAGER)
         parsed = parse(completion.text, open_facts, shown)
-        decided: list[Operation] = []
-        rejections = list(parsed.rejections)
-        for fact, near in asked:
-            kept, refused = restrain([op for op in parsed.operations if op.fact is fact], near, self.settings)
-            decided += kept
-            rejections += [Rejection("unsupported", render_operations([op], [fact], shown), fact) for op in refused]
+        decided, refused = followed(parsed, asked, shown, self.settings)
+        rejections = [*parsed.rejections, *refused]
         sources = [*["rule"] * len(ruled), *("manager" if op in parsed.operations else "rule" for op in decided)]
         return Decision((*ruled, *decided), tuple(sources), tuple(rejections), completion)
 

@@ -232,7 +232,9 @@ class ManagerEnvironment:
         """Return the items after `parsed`, and the questions that were never asked of that state."""
         copy = bank.snapshot(episode.scope)
         try:
-            copy.apply(episode.scope, [*episode.ruled, *parsed.operations])
+            asked = [(fact, episode.memories) for fact in episode.facts]
+            decided, _ = manager.followed(parsed, asked, episode.memories, self.settings)  # as serving would
+            copy.apply(episode.scope, [*episode.ruled, *decided])
             items = copy.items(episode.scope)
             state = digest(items)
             missing = [q for q in episode.questions if (state, q.question, q.asked_at) not in self._answers]
