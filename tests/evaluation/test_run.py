@@ -140,6 +140,22 @@ def test_at_most_eight_memories_are_named_unselected() -> None:
     assert unselected(items).startswith('root ::= " 3 4 5 6 7 8 9 10 ->" text')
 
 
+def test_answers_are_those_that_serving_gives(tmp_path: Path) -> None:
+    """The evaluation once read completions by itself, and missed what serving makes of them (`resting_on`)."""
+    wrong_number = ScriptedModel({"": " 1 -> Rex"})
+    replies = {r.question: r for r in run(tmp_path, [RAW], engine=wrong_number).replies}
+    assert replies["q1"].named == (("t1",),), "memory 1 says nothing of Rex; the one that does is meant"
+
+
+def test_a_conversation_that_nothing_is_remembered_of_is_an_abstention(tmp_path: Path) -> None:
+    """Without a memory the Answer Agent is not asked, whether it selects or not; it is not an error."""
+    talk = conversation(questions=(Question("q0", "qwxz?", "Rome", "4"),))
+    small = Conversation("c1", ("Ana",), (Turn("Hi!", "Ana", Scope("c1"), AT, "t0"),), talk.questions)
+    for system in (RAW, System("unselected", "raw", selects=False)):
+        [reply] = run(tmp_path, [system], talks=[small]).replies
+        assert reply.abstained and reply.text == "" and reply.prompt_tokens == 0
+
+
 class Batches(ScriptedModel):
     """A model that keeps how many prompts, and how long, came together."""
 

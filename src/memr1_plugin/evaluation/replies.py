@@ -15,7 +15,8 @@ from typing import Any
 
 from memr1_plugin import prompts
 from memr1_plugin.agents import answerer
-from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
+from memr1_plugin.agents.answerer import Answerer
+from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
 from memr1_plugin.errors import DataError
 from memr1_plugin.evaluation.banks import Kept
 from memr1_plugin.evaluation.datasets import Conversation, Question
@@ -43,7 +44,7 @@ class Reply:
     text: str
     abstained: bool = False
     named: TurnIds | None = None
-    """The memories that it chose to answer from; None for a system that chooses none."""
+    """The memories that its answer rests on, as serving reports them; None for a system that chooses none."""
     shown: TurnIds = ()
     """The memories in its prompt, most relevant first."""
     ranked: TurnIds | None = None
@@ -132,33 +133,52 @@ def reply_all(system: System, asked: Sequence[Asked], engine: Engine, batch: int
 
     One prompt is sent before, untimed, so that a model that loads when it is first asked has loaded.
     """
-    calls = [(one, _prompt(system, one, engine)) for one in asked]
-    if silent := [_reply(system, one, None, 1) for one, prompt in calls if prompt is None]:
-        yield silent
-    open_calls = sorted(
-        ((one, prompt) for one, prompt in calls if prompt is not None), key=lambda call: -len(call[1].body)
-    )
-    role = Role.ANSWER if system.answers == "agent" else Role.BASE
-    if open_calls:  # loading the model is no question's cost
-        engine.complete([replace(open_calls[-1][1], max_tokens=1)], role)
-    for start in range(0, len(open_calls), batch):
-        part = open_calls[start : start + batch]
+    ordered = sorted(asked, key=lambda one: -len(_prompt(system, one, engine).body))
+    if sent := [one for one in ordered if one.items or system.answers == "base"]:
+        warm = replace(_prompt(system, sent[-1], engine), max_tokens=1)
+        ask(engine, [warm], Role.ANSWER if system.answers == "agent" else Role.BASE)
+    answer = _plainly if system.answers == "base" else _by_agent if system.selects else _unselecting
+    for start in range(0, len(ordered), batch):
+        part = ordered[start : start + batch]
         began, worked = time.perf_counter(), time.process_time()
-        done = engine.complete([prompt for _, prompt in part], role)
+        replies = answer(system, part, engine)
         seconds, cpu = (time.perf_counter() - began) / len(part), (time.process_time() - worked) / len(part)
-        replies = [_reply(system, one, made, len(part)) for (one, _), made in zip(part, done, strict=True)]
-        yield [replace(r, seconds=r.seconds + seconds, cpu_seconds=r.cpu_seconds + cpu) for r in replies]
+        yield [
+            replace(r, seconds=one.seconds + seconds, cpu_seconds=one.cpu_seconds + cpu, batch=len(part))
+            for r, one in zip(replies, part, strict=True)
+        ]
 
 
-def _prompt(system: System, asked: Asked, engine: Engine) -> Prompt | None:
-    """The prompt for one question; None where the Answer Agent has no memory, and abstains without being asked."""
+def _by_agent(system: System, part: Sequence[Asked], engine: Engine) -> list[Reply]:
+    """The Answer Agent as it serves."""
+    done = Answerer(engine).answer_many([(one.question.text, one.items, one.at) for one in part])
+    return [
+        _reply(system, one, made, "" if answer.abstained else answer.text, answer.abstained, turn_ids(answer.selected))
+        for one, (answer, made) in zip(part, done, strict=True)
+    ]
+
+
+def _unselecting(system: System, part: Sequence[Asked], engine: Engine) -> list[Reply]:
+    """The Answer Agent, for whom the memories are named already; without any, it abstains as ever."""
+    full = [one for one in part if one.items]
+    made = ask(engine, [_prompt(system, one, engine) for one in full], Role.ANSWER) if full else []
+    done = {id(one): completion for one, completion in zip(full, made, strict=True)}
+    words = [answerer.parse(done[id(one)].text if id(one) in done else "none", one.items)[1] for one in part]
+    return [_reply(system, one, done.get(id(one)), said, not said) for one, said in zip(part, words, strict=True)]
+
+
+def _plainly(system: System, part: Sequence[Asked], engine: Engine) -> list[Reply]:
+    """The base model."""
+    made = ask(engine, [_prompt(system, one, engine) for one in part], Role.BASE)
+    return [_reply(system, one, done, done.text.strip()) for one, done in zip(part, made, strict=True)]
+
+
+def _prompt(system: System, asked: Asked, engine: Engine) -> Prompt:
     if system.answers == "base":
         return _plain(system, asked)
-    if not asked.items:
-        return None
     trained = engine.lora(Role.ANSWER) is not None
     prompt = answerer.prompt(asked.question.text, asked.items, asked.at, trained=trained)
-    return prompt if system.selects else replace(prompt, grammar=unselected(asked.items))
+    return prompt if system.selects or not asked.items else replace(prompt, grammar=unselected(asked.items))
 
 
 def unselected(items: Sequence[MemoryItem]) -> str:
@@ -189,25 +209,24 @@ def _context(system: System, asked: Asked) -> str:
     return "Memories:\n" + render_memories(answerer.by_date(asked.items))
 
 
-def _reply(system: System, asked: Asked, done: Completion | None, batch: int) -> Reply:
-    named: tuple[int, ...] = ()
-    words = done.text.strip() if done is not None else ""
-    if system.answers == "agent":
-        named, words = answerer.parse(done.text if done is not None else "none", asked.items)
-    by_id = {item.id: item for item in asked.items}
+def _reply(
+    system: System,
+    asked: Asked,
+    done: Completion | None,
+    text: str,
+    abstained: bool = False,
+    named: TurnIds | None = None,
+) -> Reply:
     return Reply(
         system=system.name,
         conversation=asked.conversation.id,
         question=asked.question.id,
         asked=asked.question.text,
-        text=words,
-        abstained=system.answers == "agent" and not words,
-        named=turn_ids([by_id[i] for i in named]) if system.answers == "agent" and system.selects else None,
+        text=text,
+        abstained=abstained,
+        named=named,
         shown=turn_ids(asked.items),
         ranked=asked.ranked,
         prompt_tokens=done.prompt_tokens if done is not None else 0,
         output_tokens=done.output_tokens if done is not None else 0,
-        seconds=asked.seconds,
-        cpu_seconds=asked.cpu_seconds,
-        batch=batch,
     )
