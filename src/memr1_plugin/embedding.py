@@ -153,6 +153,7 @@ class SentenceTransformerEmbedder:
     def _load(self) -> Any:
         """Return the model, loaded once; the caller holds the lock."""
         if self._loaded is None:
+            from memr1_plugin.agents.foreign import check_embedder_folder
             from memr1_plugin.agents.loading import quiet
 
             try:
@@ -162,10 +163,16 @@ class SentenceTransformerEmbedder:
                 raise MissingExtraError.of("sentence-transformers", "local") from error
             local = Path(self._name).expanduser().is_dir()
             where = str(Path(self._name).expanduser() if local else self._name)
+            if local:
+                check_embedder_folder(Path(where), trust_remote_code=self._trust)
             try:
                 with quiet():
                     self._loaded = SentenceTransformer(
-                        where, device=self._device, local_files_only=local, trust_remote_code=self._trust
+                        where,
+                        device=self._device,
+                        local_files_only=local,
+                        trust_remote_code=self._trust,
+                        model_kwargs={"use_safetensors": True},
                     )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelError(

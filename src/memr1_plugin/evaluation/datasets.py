@@ -29,6 +29,7 @@ from typing import Any
 
 from memr1_plugin.dates import MONTHS
 from memr1_plugin.errors import DataError, InputError
+from memr1_plugin.json_files import loads, text_of
 from memr1_plugin.types import Scope, Turn, aware
 
 
@@ -146,10 +147,14 @@ def _corrected(question: Question, conversation: Conversation, fixes: Mapping[st
 
 def _rows(path: Path) -> list[tuple[str, Any]]:
     """Return (where, object) for each object of a JSON list, a single JSON object, or JSON lines."""
-    text = _text(path)
+    text = text_of(path)
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError as error:  # not one value: a value a line, or broken
+    except RecursionError as error:
+        raise DataError(f"{path} nests too deep; expected conversations.") from error
+    except ValueError as error:  # not one value: a value a line, or broken
+        if not isinstance(error, json.JSONDecodeError):
+            raise DataError(f"{path} is no JSON that can be read: {error}.") from error
         if text.lstrip().startswith("[") and error.msg != "Extra data":
             raise DataError(f"{path}: line {error.lineno} is no JSON: {error.msg}.") from error
         rows = list(_jsonl(path))
@@ -163,20 +168,10 @@ def _rows(path: Path) -> list[tuple[str, Any]]:
     return rows
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8. Convert the file to UTF-8.") from error
-
-
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(text_of(path).split("\n"), 1):
         if line.strip():
-            try:
-                yield f"{path}: line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: line {number} is no JSON: {error.msg} at column {error.colno}.") from error
+            yield f"{path}: line {number}", loads(line, f"{path}: line {number}")
 
 
 def _field(row: Mapping[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
