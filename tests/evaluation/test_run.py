@@ -15,7 +15,7 @@ from memr1_plugin.embedding import Vectors
 from memr1_plugin.errors import DataError, InputError, ModelError
 from memr1_plugin.evaluation.datasets import Conversation, Question
 from memr1_plugin.evaluation.replies import Reply, unselected
-from memr1_plugin.evaluation.run import chosen
+from memr1_plugin.evaluation.run import TOGETHER, chosen
 from memr1_plugin.evaluation.systems import BASELINES, System
 from memr1_plugin.settings import Settings
 from memr1_plugin.testing import HashEmbedder, ScriptedModel, by_words
@@ -192,6 +192,17 @@ def test_banks_of_several_conversations_are_filled_at_once(tmp_path: Path) -> No
     talks = [conversation("c1"), conversation("c2")]
     done = run(tmp_path, [MANAGED], talks=talks, engine=Meeting(by_words), settings=Settings(certain=False))
     assert [bank.items for bank in done.banks["untrained"]] == [3, 3]
+
+
+def test_many_conversations_are_asked_about_some_at_a_time(tmp_path: Path) -> None:
+    """LongMemEval has 500 conversations of one question; so many open banks would use up a process's files."""
+    talks = [conversation(f"c{n}") for n in range(TOGETHER + 2)]
+    model = Batches(by_words)
+    model.sizes, seen = [], list[tuple[int, int]]()
+    done = run(tmp_path, [RAW], talks=talks, engine=model, batch=999, progress=lambda _, n, of: seen.append((n, of)))
+    assert [len(sizes) for sizes in model.sizes] == [2 * TOGETHER, 4]
+    assert len(done.replies) == 2 * len(talks) and len(done.banks["untrained-raw"]) == len(talks)
+    assert seen[-1] == (2 * len(talks), 2 * len(talks))
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ where it was; one that is asked for more questions or systems asks those alone. 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from memr1_plugin.settings import Settings
 LOCOMO_SCORED = ("1", "2", "3", "4")
 """LoCoMo's categories that published tables score; 5 is asked to see who abstains."""
 BATCH = 8
+TOGETHER = 32
+"""Conversations whose banks are open at the same time: LongMemEval has one for each of its 500 questions."""
 
 
 @dataclass(frozen=True)
@@ -75,29 +77,54 @@ def evaluate(
     questions = chosen(conversations, categories, limit)
     replies = {_key(reply): reply for reply in read(folder)}
     kept_embedder = KeptEmbedder(embedder, folder / "vectors.db")
-    banks, finder = Banks(folder / "banks", kept_embedder, settings), Finder(settings.candidates)
-    rows: dict[str, list[BankRow]] = {}
+    banks = Banks(folder / "banks", kept_embedder, settings)
+    asking = _Asking(banks, Finder(settings.candidates), engine_for, batch, progress)
     try:
         with (folder / "answers.jsonl").open("a", encoding="utf-8") as file:
             for system in systems:
-                todo = [(c, q) for c, q in _for(system, questions) if (system.name, c.id, q.id) not in replies]
-                asked_about = list({c.id: c for c, _ in questions}.values())
-
-                def engine(system: System = system) -> Engine:
-                    return engine_for(system)
-
-                with banks.open(system, asked_about, engine, progress) as kept:
-                    rows[system.name] = banks.rows(system, kept)
-                    asked = finder.ask(system, todo, kept)
-                    for part in reply_all(system, asked, engine(), batch) if asked else ():
+                asked, done = _for(system, questions), sum(name == system.name for name, _, _ in replies)
+                for group in _groups(asked):
+                    todo = [(c, q) for c, q in group if (system.name, c.id, q.id) not in replies]
+                    for part in asking.ask(system, group, todo):
                         file.writelines(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in part)
                         file.flush()
                         replies.update((_key(r), r) for r in part)
-                        progress(f"{system.name}, questions", sum(k[0] == system.name for k in replies), len(questions))
+                        progress(f"{system.name}, questions", done := done + len(part), len(asked))
     finally:
         kept_embedder.close()
     wanted = {(s.name, c.id, q.id): None for s in systems for c, q in questions}
-    return Run([replies[key] for key in wanted if key in replies], rows)
+    return Run([replies[key] for key in wanted if key in replies], asking.rows)
+
+
+Asked = list[tuple[Conversation, Question]]
+
+
+class _Asking:
+    """Asks systems about some conversations at a time, and keeps count of the banks behind the answers."""
+
+    def __init__(
+        self, banks: Banks, finder: Finder, engine_for: Callable[[System], Engine], batch: int, progress: Progress
+    ) -> None:
+        self._banks, self._finder, self._engine_for = banks, finder, engine_for
+        self._batch, self._progress = batch, progress
+        self.rows: dict[str, list[BankRow]] = {}
+
+    def ask(self, system: System, group: Asked, todo: Asked) -> Iterator[list[Reply]]:
+        """Remember the conversations of `group`, then answer `todo`; yields the replies of each batch."""
+        conversations = list({c.id: c for c, _ in group}.values())
+        with self._banks.open(system, conversations, lambda: self._engine_for(system), self._progress) as kept:
+            self.rows.setdefault(system.name, []).extend(self._banks.rows(system, kept))
+            if todo:
+                asked = self._finder.ask(system, todo, kept)
+                yield from reply_all(system, asked, self._engine_for(system), self._batch)
+
+
+def _groups(questions: Asked) -> Iterator[Asked]:
+    """Yield the questions of `TOGETHER` conversations at a time."""
+    ids = list(dict.fromkeys(conversation.id for conversation, _ in questions))
+    for start in range(0, len(ids), TOGETHER):
+        some = set(ids[start : start + TOGETHER])
+        yield [(c, q) for c, q in questions if c.id in some]
 
 
 def _key(reply: Reply) -> tuple[str, str, str]:
@@ -121,7 +148,7 @@ def chosen(
     return found
 
 
-def _for(system: System, questions: Iterable[tuple[Conversation, Question]]) -> list[tuple[Conversation, Question]]:
+def _for(system: System, questions: Asked) -> Asked:
     """A system that is given the gold evidence is asked where there is some."""
     return [(c, q) for c, q in questions if system.reads != "evidence" or q.evidence]
 
