@@ -26,7 +26,7 @@ from rich.table import Table
 from memr1_plugin import Memory
 from memr1_plugin.agents.engine import Completion, Prompt, Role
 from memr1_plugin.agents.local import LocalEngine, LocalOptions
-from memr1_plugin.embedding import SentenceTransformerEmbedder
+from memr1_plugin.embedding import as_embedder
 from memr1_plugin.evaluation.datasets import Conversation, load
 from memr1_plugin.settings import Settings
 
@@ -43,13 +43,14 @@ class Recorder:
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
         self.id, self.lora, self.close = engine.id, engine.lora, engine.close
-        self.calls: list[tuple[Role, Prompt, Completion, float]] = []
+        self.calls: list[tuple[Role, Prompt, Completion, tuple[float, float]]] = []
 
     def complete(self, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
-        """Complete on the real engine; a batch's seconds are shared by its prompts."""
-        start = time.perf_counter()
+        """Complete on the real engine; a batch's seconds (the clock's, the processor's) are shared by its prompts."""
+        start, start_cpu = time.perf_counter(), time.process_time()
         done = self._engine.complete(prompts, role)
-        each = (time.perf_counter() - start) / max(1, len(prompts))
+        n = max(1, len(prompts))
+        each = (time.perf_counter() - start) / n, (time.process_time() - start_cpu) / n
         self.calls += [(role, prompt, c, each) for prompt, c in zip(prompts, done, strict=True)]
         return done
 
@@ -58,11 +59,12 @@ def whole_memory(
     conversation: Conversation, n_turns: int, n_questions: int, engine: Recorder, certain: bool
 ) -> dict[str, dict[str, Any]]:
     """Observe turns and ask questions as a bot does; return what a turn and a question cost."""
-    embedder = SentenceTransformerEmbedder()
+    embedder = as_embedder()
     embedder.embed(["loaded before the clock starts"])
     turns = conversation.turns[:n_turns]
     told = {turn.id for turn in turns}
-    asked = [q for q in conversation.questions if set(q.evidence) <= told][:n_questions]
+    # One whose evidence was not told yet costs as much; those that were come first.
+    asked = sorted(conversation.questions, key=lambda q: not set(q.evidence) <= told)[:n_questions]
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(certain=certain, remember_roles=("user", "assistant"))
         memory = Memory.open(Path(folder) / "bench.db", engine=engine, embedder=embedder, settings=settings)
@@ -105,7 +107,7 @@ def _percentiles(values: Sequence[float]) -> tuple[float, float]:
     return round(cuts[9], 3), round(cuts[18], 3)
 
 
-def per_call(calls: Sequence[tuple[Role, Prompt, Completion, float]], role: Role) -> dict[str, Any]:
+def per_call(calls: Sequence[tuple[Role, Prompt, Completion, tuple[float, float]]], role: Role) -> dict[str, Any]:
     """Return tokens and seconds of one role's calls."""
     own = [(p, c, s) for r, p, c, s in calls if r is role]
     if not own:
@@ -118,7 +120,8 @@ def per_call(calls: Sequence[tuple[Role, Prompt, Completion, float]], role: Role
         "output tokens p50": statistics.median(c.output_tokens for _, c, _ in own),
         "output tokens per fact": round(sum(c.output_tokens for _, c, _ in own) / sum(facts), 2),
         "cut at max_tokens": sum(not c.finished for _, c, _ in own),
-        "seconds p50": _percentiles([s for _, _, s in own])[0],
+        "seconds p50": _percentiles([s for _, _, (s, _) in own])[0],
+        "processor seconds p50": _percentiles([cpu for _, _, (_, cpu) in own])[0],
     }
 
 
@@ -174,7 +177,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "Manager": per_call(recorder.calls, Role.MANAGER),
         "Answer": per_call(recorder.calls, Role.ANSWER),
     }
-    prompts = [(role, prompt) for role, prompt, _, _ in recorder.calls][-args.prompts :]
+    prompts = [(role, prompt) for role, prompt, _, _ in recorder.calls[len(recorder.calls) - args.prompts :]]
     engines = {
         True: recorder._engine,
         False: LocalEngine(loras={} if args.no_loras else None, options=LocalOptions(reuse_prefix=False)),
