@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from talk import QUESTIONS, SYSTEMS, TALK, conversation, run
 
-from memr1_plugin.errors import InputError
+from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.evaluation import report
 from memr1_plugin.evaluation.banks import BankRow
 from memr1_plugin.evaluation.datasets import Conversation, Question
@@ -149,6 +149,14 @@ def test_banks_of_several_conversations_are_added_up() -> None:
         "prompt_tokens": 300,
         "output_tokens": 30,
     }
+
+
+def test_what_the_tables_need_is_asked_for_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing package is said with its extra, not after an hour of answers."""
+    report.check()
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"nltk is not installed.*memr1-plugin\[train\]"):
+        report.check()
 
 
 def test_nothing_to_summarise_is_an_error() -> None:

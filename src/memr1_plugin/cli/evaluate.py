@@ -92,6 +92,7 @@ def evaluate(
 
     Reads LoCoMo, LongMemEval and this project's JSONL (see docs/evaluation.md). Every answer is written as it comes;
     the same command goes on where a stopped run was. The folder gets table.md, summary.json, scores.jsonl and f1.png.
+    Needs the extra `train`.
     """
     from memr1_plugin.agents import models
     from memr1_plugin.embedding import as_embedder
@@ -103,6 +104,7 @@ def evaluate(
 
     if bool(judge_url) != bool(judge_model) or (judge and not judge_url):
         raise InputError("a judge needs --judge-url and --judge-model, both; leave all --judge options out for none.")
+    report.check()
     everything = load(data)
     conversations = [one for one in everything if not only or one.id in only]
     if lost := sorted(set(only or []) - {one.id for one in conversations}):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -55,6 +56,13 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         return table
+
+
+def check() -> None:
+    """Raise `MissingExtraError` for what `write` needs: better before an hour of answers than after it."""
+    for module in ("nltk", "matplotlib"):
+        if find_spec(module) is None:
+            raise MissingExtraError.of(module, "train")
 
 
 def write(
