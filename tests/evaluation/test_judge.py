@@ -127,6 +127,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_shows_the_judges_verdicts(tmp_path: Path) -> None:
     """Each kind of judge is a column, with its interval, over the questions that have an answer."""
+    pytest.importorskip("nltk", reason="the train extra is not installed")
     done = run(tmp_path, SYSTEMS[:2])
     verdicts = judge_all(done.replies, [TALK], Judge(ScriptedModel(scripted)), tmp_path)
     summary = report.write(done, [TALK], tmp_path, verdicts=verdicts)

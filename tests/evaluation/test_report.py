@@ -9,6 +9,9 @@ import pytest
 from rich.console import Console
 from talk import QUESTIONS, SYSTEMS, TALK, conversation, run
 
+pytest.importorskip("nltk", reason="the train extra is not installed")
+pytest.importorskip("matplotlib", reason="the train extra is not installed")
+
 from memr1_plugin.errors import InputError, MissingExtraError
 from memr1_plugin.evaluation import report
 from memr1_plugin.evaluation.banks import BankRow
