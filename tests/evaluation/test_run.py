@@ -250,3 +250,5 @@ def test_categories_of_other_data_are_all_asked() -> None:
     assert [q.id for _, q in chosen([TALK], (), 1)] == ["q0"]
     with pytest.raises(InputError, match="no question is of the categories"):
         chosen([own], ["5"])
+    with pytest.raises(DataError, match="'c9' has questions and no turns"):
+        chosen([Conversation("c9", (), (), QUESTIONS)])

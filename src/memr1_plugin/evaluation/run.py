@@ -69,7 +69,7 @@ def evaluate(
         progress: called with (what, done, of).
 
     Raises:
-        DataError: `out` holds a run with other settings.
+        DataError: `out` holds a run with other settings, or a conversation has no turns.
         InputError: there is nothing to ask.
     """
     settings, folder = settings or Settings(), Path(out)
@@ -143,6 +143,8 @@ def chosen(
         for c in conversations
         for q in [q for q in c.questions if not categories or q.category in categories][:limit]
     ]
+    if empty := [c.id for c, _ in found if not c.turns]:
+        raise DataError(f"conversation {empty[0]!r} has questions and no turns; there is nothing to answer from.")
     if not found:
         raise InputError(f"no question is of the categories {sorted(categories)}; the data has {sorted(present)}.")
     return found
