@@ -119,6 +119,11 @@ class Bank:
         """The file, or ":memory:"."""
         return self._store.path
 
+    @property
+    def encrypted(self) -> bool:
+        """True if the file is a SQLCipher database."""
+        return self._store.encrypted
+
     # -- the journal -----------------------------------------------------------------------------------
 
     def record(

@@ -69,6 +69,8 @@ def export(
     """Write the journal, the items and their history as JSON lines."""
     where = Where(db, user, agent, session)
     with where.open() as memory:
+        if memory.bank.encrypted:
+            err.print("the export is not encrypted: it holds all words as plain text", style="yellow")
         rows = memory.export(None if every else where.scope)
         if to is None:
             for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -138,8 +139,17 @@ def _bank(db: Path, report: _Report) -> dict[str, Any]:
     with Bank.open(db, as_embedder(None)) as bank:
         damage = bank.check()
         row = asdict(bank.stats())
+        encryption = "SQLCipher" if bank.encrypted else "none"
     report.problems += [f"bank: {line}" for line in damage]
-    return {"path": str(db), "state": "damaged" if damage else "sound", **row}
+    state = "damaged" if damage else "sound"
+    return {"path": str(db), "state": state, "encryption": encryption, "readable by": _readers(db), **row}
+
+
+def _readers(file: Path) -> str:
+    """Whom the file system lets read a file; the bank makes its own readable by its owner alone."""
+    mode = file.stat().st_mode
+    others = [who for who, bit in (("its group", stat.S_IRGRP), ("everybody", stat.S_IROTH)) if mode & bit]
+    return "its owner alone" if not others else f"{' and '.join(others)} (chmod 600 {file} changes that)"
 
 
 def _show(report: _Report) -> None:
