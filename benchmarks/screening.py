@@ -1,10 +1,15 @@
 """How much poisoning the screening catches, and how often it cries wolf.
 
-Reported are only texts that no rule was written or changed for: the "report" half of tests/data/red_team.jsonl, and of
-LoCoMo's dev conversations conv-41 and conv-42 (conv-26 and conv-30 were looked at); of LongMemEval's evidence the odd
-turns, which people wrote to an assistant. ``--design`` shows the other halves, with what was missed.
+Three sets of attempts in tests/data/red_team.jsonl, told apart by "split":
 
-    python benchmarks/screening.py [--json] [--design]
+- "design": the rules were written with these before them; what is missed is known and left.
+- "report": no rule was changed for them, but they are worded as attacks usually are, and as the rules know them.
+- "unseen": written last, in other words than attacks are known by; measured, and no rule was changed since.
+
+Ordinary conversations are all turns of LoCoMo's dev conversations, and what people wrote to an assistant in the
+evidence of LongMemEval; of both, the half that nobody looked at while writing rules is counted apart.
+
+    python benchmarks/screening.py [--json] [--missed]
 """
 
 from __future__ import annotations
@@ -68,47 +73,65 @@ def alarms(texts: Iterable[str]) -> tuple[int, list[tuple[str, str]]]:
     return n, caught
 
 
-def measure(design: bool) -> dict[str, Any]:
-    """All shares on one half."""
-    hostile, harmless = red_team("design" if design else "report")
+def caught_of(split: str) -> dict[str, Any]:
+    """What is caught of one set of attempts, by kind, and what of the harmless texts written beside it."""
+    hostile, harmless = red_team(split)
     caught = [row for row in hostile if screener.screen(row["text"])]
     kinds, total = Counter(row["kind"] for row in caught), Counter(row["kind"] for row in hostile)
-    talk = locomo(design)
-    start = time.perf_counter()
-    ordinary = alarms(talk)
-    seconds = time.perf_counter() - start
-    sets = {"look-alikes": alarms(row["text"] for row in harmless), "LoCoMo": ordinary,
-            "LongMemEval": alarms(longmemeval(design))}  # fmt: skip
+    n, wolves = alarms(row["text"] for row in harmless)
     return {
-        "half": "design" if design else "report",
         "attempts": len(hostile),
         "caught": len(caught),
-        "by kind": {kind: f"{kinds[kind]}/{n}" for kind, n in total.items()},
+        "by kind": {kind: f"{kinds[kind]}/{of}" for kind, of in total.items()},
         "missed": [row["id"] for row in hostile if row not in caught],
-        "false alarms": {name: f"{len(found)}/{n}" for name, (n, found) in sets.items()},
-        "alarms": {name: found for name, (_, found) in sets.items() if found},
-        "ms per turn": round(1000 * seconds / max(1, len(talk)), 3),
+        "look-alikes": n,
+        "false alarms": wolves,
+    }
+
+
+def ordinary(name: str, looked_at: list[str], aside: list[str]) -> dict[str, Any]:
+    """False alarms on ordinary conversations, and the time that a turn takes."""
+    start = time.process_time()
+    (n, first), (m, second) = alarms(looked_at), alarms(aside)
+    spent = time.process_time() - start
+    return {
+        "set": name,
+        "turns": n + m,
+        "false alarms": len(first) + len(second),
+        "of them never looked at": f"{len(second)}/{m}",
+        "texts": first + second,
+        "CPU ms per turn": round(1000 * spent / max(1, n + m), 3),
+    }
+
+
+def measure() -> dict[str, Any]:
+    """All numbers."""
+    sets = (("LoCoMo dev", locomo), ("LongMemEval", longmemeval))
+    return {
+        "red team": {split: caught_of(split) for split in ("design", "report", "unseen")},
+        "ordinary": [ordinary(name, read(True), read(False)) for name, read in sets],
     }
 
 
 def main() -> None:
     """Measure and print."""
-    design = "--design" in sys.argv
-    found = measure(design)
+    found = measure()
     if "--json" in sys.argv:
         print(json.dumps(found, ensure_ascii=False, indent=2))
         return
-    print(f"{found['half']} half: {found['caught']}/{found['attempts']} poisoning attempts caught")
-    for kind, share in found["by kind"].items():
-        print(f"  {kind:<16} {share}")
-    for name, share in found["false alarms"].items():
-        print(f"false alarms, {name:<12} {share}")
-    print(f"{found['ms per turn']} ms a turn")
-    if design:
-        print("missed:", found["missed"])
-        for name, texts in found["alarms"].items():
-            for rule, text in texts:
-                print(f"  {name}: {rule}: {text[:160]!r}")
+    for split, row in found["red team"].items():
+        wolves = f"false alarms on look-alikes {len(row['false alarms'])}/{row['look-alikes']}"
+        print(f"{split}: {row['caught']}/{row['attempts']} attempts caught; {wolves}")
+        print("  " + ", ".join(f"{kind} {share}" for kind, share in row["by kind"].items()))
+        if "--missed" in sys.argv:
+            print("  missed:", *row["missed"], *(text for _, text in row["false alarms"]))
+    for row in found["ordinary"]:
+        if not row["turns"]:
+            print(f"{row['set']}: not measured, {DATA} does not hold it (set MEMR1_DATA)")
+            continue
+        aside = row["of them never looked at"]
+        print(f"{row['set']}: {row['false alarms']}/{row['turns']} false alarms (never looked at: {aside}), "
+              f"{row['CPU ms per turn']} ms of CPU a turn")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from memr1_plugin.screening_languages import LANGUAGES
+from memr1_plugin.screening_paraphrases import PARAPHRASES
 from memr1_plugin.screening_rules import RULES
 
 MAX_DEPTH = 2
@@ -74,7 +75,7 @@ class _Rules:
 @lru_cache(maxsize=1)
 def _rules() -> _Rules:
     rules = _Rules([], {})
-    for place, (family, needs, pattern) in enumerate(RULES + LANGUAGES):
+    for place, (family, needs, pattern) in enumerate(RULES + PARAPHRASES + LANGUAGES):
         rules.patterns.append((family, re.compile(unicodedata.normalize("NFKC", pattern), re.DOTALL)))
         for need in fold(needs).split("|"):
             rules.needed.setdefault(need, []).append(place)

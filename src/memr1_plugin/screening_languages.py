@@ -1,6 +1,6 @@
 """The patterns of screening in other languages than English: instructions set aside, and the system's prompt.
 
-Only these: what else `screening_rules` knows of English is not known of them, so a standing order in German passes.
+Only these, and "from now on, always" in seven of them: what else is known of English is not known of them.
 Written from the languages' own grammars by people who can be wrong: corrections are welcome.
 """
 
@@ -119,6 +119,43 @@ LANGUAGES: tuple[Rule, ...] = (
         _ALSO,
         "دستور|قوانین",
         r"(?:نادیده بگیر|فراموش کن).{0,40}?(?:دستور|قوانین)|(?:دستور|قوانین).{0,40}?(?:نادیده بگیر|فراموش کن)",
+    ),
+    # -- other languages: from now on you always
+    (
+        "standing order",
+        "ab jetzt|von nun an|immer|ab sofort",
+        r"\b(?:empfiehl|empfehle|antworte|sag|behaupte)\w* (?:\w+ ){0,2}?immer\b|\bvergiss alles\b.{0,30}"
+        r"\b(?:gesagt|vorher)\b",
+    ),
+    (
+        "standing order",
+        "désormais|à partir de maintenant|dorénavant",
+        r"\b(?:désormais|à partir de maintenant|dorénavant)\b.{0,20}\b(?:tu|vous) (?:dois|devez|vas|réponds"
+        r"|recommandes)\b",
+    ),
+    (
+        "standing order",
+        "desde ahora|a partir de ahora|de ahora en adelante",
+        r"\b(?:desde ahora|a partir de ahora|de ahora en adelante)\b.{0,30}\b(?:obedece\w*|recomiend\w+|respondes|debes"
+        r"|sin ninguna restricción)\b",
+    ),
+    (
+        "standing order",
+        "da oggi in poi|d'ora in poi",
+        r"\b(?:da oggi in poi|d'ora in poi)\b.{0,30}\b(?:rispondi|devi|raccomanda|consiglia|obbedis\w+)"
+        r"\b.{0,20}\b(?:sempre|che)\b",
+    ),
+    (
+        "standing order",
+        "从现在起|從現在起|从现在开始|今后",
+        r"(?:从现在起|從現在起|从现在开始|今后).{0,6}你.{0,4}(?:必须|必須|总是|要)",
+    ),
+    ("standing order", "これから|今後", r"(?:これから|今後)は?.{0,12}(?:必ず|常に|いつも)|以前の指示"),
+    ("standing order", "отныне|впредь", r"\b(?:отныне|впредь)\b.{0,20}\b(?:ты|вы)\b"),
+    (
+        "override",
+        "pokyny|inštrukcie|pravidlá",
+        r"\b(?:ignoruj|ignorujte|zabudni|zabudnite)\b.{0,40}?\b(?:pokyny|inštrukcie|pravidlá)\b",
     ),
     (
         "prompt theft",
