@@ -141,7 +141,9 @@ class Inspector:
         texts, refused = defaultdict(list), self._refused(bank, scope)
         for change in bank.history(scope):
             if change.turn_id and change.kind.value != "DELETE":
-                texts[change.turn_id].append(change.after.text if change.after else "skip")
+                # A NOOP that nothing supports is an ADD; either is one change.
+                text = change.after.text if change.after else "skip"
+                texts[change.turn_id].append("skip" if text.startswith("skip") else text)
         for turn in bank.turns(scope):
             facts = turn.text.split(" | ")
             written = Counter(
@@ -160,7 +162,7 @@ class Inspector:
         with bank._store.reading() as connection:
             rows = connection.execute(
                 "SELECT r.turn_id, count(*) FROM rejections r JOIN scopes s ON s.id = r.scope_id WHERE s.key = ? "
-                "GROUP BY r.turn_id",
+                "AND r.reason = 'unparseable' GROUP BY r.turn_id",
                 (scope.key,),
             )
             return Counter(dict(rows.fetchall()))

@@ -39,7 +39,7 @@ from memr1_plugin.types import Change, Fact, Scope, Turn
 DIM = 16
 PERSIST_FROM = 6
 SCOPES = (Scope(user="ana"), Scope(user="bob", session="s"))
-SETTINGS = Settings(certain=False, screen=False, related_floor=0.0, retry_s=0.01)
+SETTINGS = Settings(certain=False, screen=False, related_floor=0.0, believed_floor=0.0, retry_s=0.01)
 OPERATIONS = 150
 """Operations after which a writer that nobody killed ends."""
 
