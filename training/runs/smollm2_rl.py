@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from memr1_plugin.evaluation.datasets import load
 from memr1_plugin.settings import Settings
 from memr1_plugin.training import lora, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
-from memr1_plugin.training.episodes import AnswerEpisode, ManagerEpisode, answer_episodes, manager_episodes
+from memr1_plugin.training.episodes import AnswerEpisode, Linked, ManagerEpisode, answer_episodes, manager_episodes
 from memr1_plugin.training.grpo import laptop_config
 from memr1_plugin.training.sft import bf16_pays
 from memr1_plugin.types import OperationKind
@@ -33,7 +33,9 @@ from memr1_plugin.types import OperationKind
 SEED = 5100
 """Of the synthetic conversations; SFT had 7, 1100, 902 and 3300."""
 ASKED = 2
-"""Questions that reward a Manager's episode: each is answered anew for every state that its completions lead to."""
+"""Questions that a Manager's turn completes, at most, beside those at stake: each is answered anew for every state."""
+KEPT = {OperationKind.ADD: 0.6, OperationKind.NOOP: 0.25}
+"""Share of the turns whose right operation is this that is kept: small talk is most of a conversation."""
 CANDIDATES = 6
 """Memories that the frozen Answer Agent is shown: fewer than in serving, for the answers are most of a step."""
 ANSWER_WEIGHTS = {"token_f1": 1.0, "exact_match": 0.2, "evidence_coverage": 0.4, "format_validity": 0.1}
@@ -60,13 +62,20 @@ def answer_data(embedder: Embedder, longmemeval: str, conversations: int) -> lis
 def manager_data(embedder: Embedder, conversations: int, first: int = SEED) -> Iterator[ManagerEpisode]:
     """Turns that a question rests on, or that change what an earlier one rests on, with the bank before them."""
     rng = random.Random(first)
-    told = synthetic.conversations(first, conversations, sessions=(3, 5), changing=0.45)
+    told = synthetic.conversations(first, conversations, sessions=(4, 7), changing=0.45)
     for one in told:
         for episode in manager_episodes(one.conversation, embedder, gold=one.gold, keep_banks=True):
             asked = tuple(q for q in episode.questions if q.evidence and q.answer)
-            adds = episode.gold is not None and all(op.kind is OperationKind.ADD for op in episode.gold)
-            if asked and (not adds or rng.random() < 0.3):  # nearly all of its samples would be ADD: nothing to learn
-                yield replace(episode, questions=asked[:ASKED])
+            kinds = {op.kind for op in episode.gold or ()}
+            if asked and rng.random() < max(KEPT.get(kind, 1.0) for kind in kinds or {None}):
+                yield replace(episode, questions=_asked(asked, episode))
+
+
+def _asked(questions: Sequence[Linked], episode: ManagerEpisode) -> tuple[Linked, ...]:
+    """The first questions that the turn completes, and those that rest on a memory it may replace."""
+    old = {t for m in episode.memories for t in m.turn_ids}
+    at_stake = [q for q in questions if set(q.evidence) <= old]
+    return (*[q for q in questions if q not in at_stake][:ASKED], *at_stake)
 
 
 def main() -> None:
@@ -79,6 +88,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6, help="episodes a step")
     parser.add_argument("--completions", type=int, default=8, help="completions of each")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the LoRA")
+    parser.add_argument("--validate", type=int, default=34, help="steps between validations and checkpoints")
     parser.add_argument("--conversations", type=int, default=60)
     parser.add_argument("--longmemeval", default="", help="LongMemEval's evidence turns")
     parser.add_argument("--validation", default="", help="a file of conversations with questions")
@@ -96,7 +106,7 @@ def main() -> None:
         validation: list[Any] = asked[::2]  # every second question: a validation takes a minute, not two
     else:
         episodes = list(manager_data(embedder, given.conversations))
-        validation = list(manager_data(embedder, 6, first=SEED + 400))
+        validation = list(manager_data(embedder, 3, first=SEED + 400))[:40]
     print(f"{len(episodes)} episodes, {len(validation)} for validation", flush=True)
     batch = given.prompts * given.completions
     options: dict[str, Any] = {
@@ -118,9 +128,9 @@ def main() -> None:
         bf16=bf16_pays(),
         seed=1,
         eval_strategy="steps",
-        eval_steps=min(25, given.steps),
-        save_steps=min(25, given.steps),
-        **(options if given.algorithm == "ppo" else {"beta": 0.0}),
+        eval_steps=min(given.validate, given.steps),
+        save_steps=min(given.validate, given.steps),
+        **(options if given.algorithm == "ppo" else {"beta": 0.0 if role is Role.ANSWER else 0.02}),
     )
     trainer = rl.train(
         role,

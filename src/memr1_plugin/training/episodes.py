@@ -34,6 +34,9 @@ from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
 
 WINDOW = 50
 """Turns that the Manager's bank is replayed over (paper, Algorithm 1)."""
+EARLIER = 2
+"""Earlier questions that are asked again when a memory that they rest on may be replaced (training/LOG.md: without
+them the Manager learns that UPDATE costs nothing)."""
 LINKED = 2
 """Turns that a question without evidence is linked to: the best retrieved ones."""
 
@@ -254,6 +257,7 @@ def manager_episodes(
     manager: Manager | None = None,
     settings: Settings | None = None,
     window: int | None = WINDOW,
+    earlier: int = EARLIER,
     keep_banks: bool = False,
 ) -> Iterator[ManagerEpisode]:
     """Replay the conversation and yield a Manager episode for each turn whose facts are not all certain.
@@ -262,6 +266,8 @@ def manager_episodes(
         gold: what each turn should do, by turn id (`Synthetic.gold`); the bank then follows it. Without it the bank
             follows `manager`, or adds everything.
         window: turns before the one in question that the bank holds; None: all of them.
+        earlier: how many questions that were complete before, and rest on a memory that the Manager is shown, are asked
+            too: they are what a wrong UPDATE or DELETE costs.
         keep_banks: let the episodes open their banks (RL needs them; each is copied when its turn comes).
     """
     replay = Replay(prepared(conversation, embedder), manager=manager, settings=settings)
@@ -277,6 +283,8 @@ def manager_episodes(
             related = [[m for m in items if oldest is None or m.at >= oldest] for items in found]
             episode = _manager_episode(conversation, turn, facts, related, gold, tuple(complete.get(n, ())))
             if episode is not None:
+                at_stake = _at_stake(episode.memories, [q for at in range(n) for q in complete.get(at, ())])
+                episode = replace(episode, questions=episode.questions + at_stake[:earlier])
                 yield replace(episode, bank=_bank_before(replay, conversation.scope) if keep_banks else None)
             replay.bank.apply(turn.scope, _decided(replay, turn, facts, related, gold), turns=[turn])
 
@@ -288,6 +296,12 @@ def _links_only(conversation: Conversation) -> list[Linked]:
         for q in conversation.questions
         if q.evidence
     ]
+
+
+def _at_stake(memories: Sequence[MemoryItem], asked: Sequence[Linked]) -> tuple[Linked, ...]:
+    """The questions that rest on one of `memories`, those on the most related memory first."""
+    found = [q for item in memories for q in asked if q.answer and set(q.evidence) & set(item.turn_ids)]
+    return tuple(dict.fromkeys(found))
 
 
 def _bank_before(replay: Replay, scope: Scope) -> Callable[[], Bank]:
