@@ -1,4 +1,4 @@
-"""Recipes: checked before they cost anything, then run to a LoRA that serving takes."""
+"""Recipes: read and checked before they cost anything."""
 
 from __future__ import annotations
 
@@ -6,40 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from memr1_plugin.agents import models
 from memr1_plugin.agents.engine import Role
 from memr1_plugin.errors import DataError, InputError
-from memr1_plugin.testing import HashEmbedder, tiny_model
 from memr1_plugin.training import recipe
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-SMALL = """
-role = "{role}"
-model = "{model}"
-max_tokens = 4000
-[data]
-synthetic_conversations = 1
-synthetic_groups = 2
-[lora]
-r = 4
-[sft]
-learning_rate = 1e-3
-bf16 = false
-disable_tqdm = true
-"""
 
-
-def _write(path: Path, text: str) -> Path:
+def _load(tmp_path: Path, text: str) -> recipe.Recipe:
+    path = tmp_path / "r.toml"
     path.write_text(text)
-    return path
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
-def test_recipes_that_come_with_the_project_can_be_planned(path: Path) -> None:
-    """Each one is read and planned on any machine."""
-    plan = recipe.plan(recipe.load(path))
-    assert plan.steps > 0
-    assert plan.to_json()["recipe"] == path.stem
+    return recipe.load(path)
 
 
 @pytest.mark.parametrize(
@@ -49,38 +24,63 @@ def test_recipes_that_come_with_the_project_can_be_planned(path: Path) -> None:
         ('role = "answer"\nalgorithm = "dpo"', "expected one of sft, grpo, ppo"),
         ('role = "answer"\ncolour = "red"', "unknown key 'colour'"),
         ('role = "answer"\n[data]\nfile = "x"', "unknown key 'file'"),
+        ('role = "answer"\n[data]\nbank = "mine"', "'bank' is 'mine'"),
+        ('role = "answer"\n[memory]\ncandidate = 3', "expected fields of Settings"),
+        ('stages = []\nrole = "answer"', "at least one"),
+        ('[[stages]]\nrole = "answer"\n[[stages]]\nalgorithm = "sft"', "stage 2"),
         ("role = ", "is no TOML"),
     ],
 )
 def test_a_bad_recipe_is_refused_with_what_it_may_hold(tmp_path: Path, text: str, says: str) -> None:
     """The message names the key and the known ones."""
     with pytest.raises(DataError, match=says):
-        recipe.load(_write(tmp_path / "bad.toml", text))
+        _load(tmp_path, text)
 
 
-def test_the_plan_names_what_is_missing(tmp_path: Path) -> None:
-    """A file and a base that are not there are said before anything runs."""
-    text = 'role = "answer"\nmodel = "/nowhere/model"\n[data]\nfiles = ["/nowhere/logs.jsonl"]'
-    plan = recipe.plan(recipe.load(_write(tmp_path / "r.toml", text)))
-    assert any("/nowhere/logs.jsonl" in line for line in plan.missing)
-    assert any("base model" in line for line in plan.missing)
+def test_a_recipe_that_is_not_there_says_where_some_are(tmp_path: Path) -> None:
+    """The project's own are named."""
+    with pytest.raises(DataError, match="training/recipes/"):
+        recipe.load(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("role", ["answer", "manager"])
-def test_a_recipe_runs_to_a_lora_that_serving_takes(tmp_path: Path, role: str) -> None:
-    """Two steps on a tiny model: data, training, a folder that `read_lora` accepts; a second run reuses the data."""
-    base = tiny_model(tmp_path / "base")
-    loaded = recipe.load(_write(tmp_path / "r.toml", SMALL.format(role=role, model=base)))
-    done = recipe.run_sft(loaded, tmp_path / "run", HashEmbedder(64), max_steps=2)
-    assert models.read_lora(done, Role(role), models.resolve(str(base))).name.endswith(role)
-    assert (tmp_path / "run" / "examples.jsonl").exists()
+def test_what_stands_above_the_stages_holds_for_all_of_them(tmp_path: Path) -> None:
+    """Tables are merged key by key, a stage's own keys last; each stage gets the trainer table of its algorithm."""
+    made = _load(
+        tmp_path,
+        """
+        seed = 3
+        [data]
+        window = 24
+        [sft]
+        learning_rate = 1e-4
+        [grpo]
+        beta = 0.01
+        max_steps = 5
+        [[stages]]
+        role = "answer"
+        [[stages]]
+        role = "manager"
+        algorithm = "grpo"
+        [stages.data]
+        episodes = 9
+        [stages.grpo]
+        max_steps = 7
+        """,
+    )
+    first, second = made.stages
+    assert made.name == "r" and made.seed == 3
+    assert (first.name, first.trainer) == ("answer/sft", {"learning_rate": 1e-4})
+    assert second.role is Role.MANAGER and second.trainer == {"beta": 0.01, "max_steps": 7}
+    assert (second.data.window, second.data.episodes, first.data.episodes) == (24, 9, 0)
 
 
-def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
-    """An empty recipe and an RL recipe are not run by SFT."""
-    empty = recipe.load(_write(tmp_path / "e.toml", 'role = "answer"'))
-    with pytest.raises(DataError, match="names no data"):
-        recipe.examples(empty, HashEmbedder(16))
-    rl = recipe.load(_write(tmp_path / "g.toml", 'role = "answer"\nalgorithm = "grpo"'))
-    with pytest.raises(InputError, match="expected sft"):
-        recipe.run_sft(rl, tmp_path, HashEmbedder(16))
+def test_the_command_line_adds_data_and_cuts_steps(tmp_path: Path) -> None:
+    """--data goes to every stage beside what the recipe names, --validation instead of it, --max-steps to every one."""
+    made = _load(tmp_path, 'role = "answer"\n[data]\nfiles = ["a.jsonl"]\nvalidation = "v.jsonl"')
+    given = made.with_files(["b.jsonl"], "w.jsonl").with_max_steps(2)
+    [stage] = given.stages
+    assert stage.data.files == ("a.jsonl", "b.jsonl") and stage.data.validation == "w.jsonl"
+    assert stage.trainer["max_steps"] == 2
+    assert made.with_files(["b.jsonl"]).stages[0].data.validation == "v.jsonl"
+    with pytest.raises(InputError, match="at least 1"):
+        made.with_max_steps(0)

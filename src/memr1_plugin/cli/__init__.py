@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from memr1_plugin.cli import bank, chat, evaluate, machine, quarantine, recall, remember, revise
+from memr1_plugin.cli import bank, chat, data, evaluate, machine, quarantine, recall, remember, revise, train
 from memr1_plugin.cli._shell import EXIT_CODES, report
 from memr1_plugin.errors import MemoryR1Error
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 # A group of verbs is a module with `register(app)`. Its imports stay light; a verb imports what it runs.
-for group in (machine, remember, chat, recall, revise, bank, quarantine, evaluate):
+for group in (machine, remember, chat, recall, revise, bank, quarantine, data, train, evaluate):
     group.register(app)
 
 

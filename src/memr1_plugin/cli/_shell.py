@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 FAILED, BAD_INPUT, MISSING, BANK, UNHEALTHY = 1, 2, 3, 4, 5
 EXIT_CODES = """\
 Exit codes: 0 done; 1 the model failed, or a question of ours was answered with no; 2 wrong usage or input;
-3 weights or an extra are missing; 4 the bank could not be used; 5 doctor found something wrong; 130 interrupted.
+3 weights or an extra are missing; 4 the bank could not be used; 5 doctor, data check or train --dry-run found
+something wrong; 130 interrupted.
 Errors are one line on stderr; with --json, one JSON object on stderr."""
 
 # No markup: what people said is full of brackets, and is never styling.

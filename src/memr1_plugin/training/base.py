@@ -7,6 +7,7 @@ same. A LoRA trained on the unrounded weights lost 9 F1 when it was served on th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,19 @@ except ImportError as error:
     raise MissingExtraError.of("torch", "train") from error
 
 
-def load_trainable(folder: Path, *, device: str | None = None) -> Any:
+def load_trainable(folder: Path, *, device: str | None = None, dense: bool = False) -> Any:
     """Load the causal LM in `folder` as serving rounds it, ready for a LoRA and its gradients.
 
     Args:
-        device: None chooses. On "cpu" the weights are float32 (autocast computes in bfloat16 where that pays).
+        device: None chooses; of the processes that ``accelerate launch`` starts each takes its own GPU. On "cpu" the
+            weights are float32 (autocast computes in bfloat16 where that pays).
+        dense: on a GPU: nf4 written out in bfloat16. Four times the memory; several GPUs can share it between them.
     """
     device = device or choose_device()
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if device != "cpu" and dense:
+        return round_to_nf4(load_base(folder, quantize=False, device=device, dtype=torch.bfloat16))
     if device != "cpu":
         model = load_base(folder, device=device)
         keep_trainable(model)

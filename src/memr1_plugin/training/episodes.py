@@ -195,8 +195,10 @@ class Replay:
         self.manager, self.extractor = manager, extractor or VerbatimExtractor()
 
     def facts(self, turn: Turn) -> list[Fact]:
-        """Journal `turn` and extract its facts."""
+        """Journal `turn` and extract its facts; a bot's own turns have none, as in serving."""
         self.bank.record([turn])
+        if turn.role not in self.settings.remember_roles:
+            return []
         return self.extractor.extract(turn, self.bank.previous_turn(turn))
 
     def tell(self, turn: Turn) -> None:
@@ -211,11 +213,14 @@ class Replay:
     def search(self, question: Question | Linked, scope: Scope, k: int) -> list[MemoryItem]:
         """The memories that serving shows the Answer Agent."""
         text = question.text if isinstance(question, Question) else question.question
-        return self.retriever.search(text, scope, k, floor=self.settings.floor)
+        settings = self.settings
+        return self.retriever.search(text, scope, k, per_speaker=settings.per_speaker, floor=settings.floor)
 
 
 def linked(conversation: Conversation, replay: Replay) -> list[Linked]:
     """The conversation's questions, each linked to turns: as the file says, or to the best retrieved ones."""
+    if not conversation.questions:
+        return []
     last = conversation.turns[-1].at
     found = []
     for q in conversation.questions:
@@ -270,11 +275,12 @@ def manager_episodes(
             too: they are what a wrong UPDATE or DELETE costs.
         keep_banks: let the episodes open their banks (RL needs them; each is copied when its turn comes).
     """
-    replay = Replay(prepared(conversation, embedder), manager=manager, settings=settings)
+    cached = prepared(conversation, embedder)
+    replay = Replay(cached, manager=manager, settings=settings)
     with replay.bank:
         order = {turn.id: n for n, turn in enumerate(conversation.turns)}
         complete: dict[int, list[Linked]] = {}
-        for question in _links_only(conversation):
+        for question in _linked_to_turns(conversation, cached, replay.settings):
             complete.setdefault(max(order[t] for t in question.evidence), []).append(question)
         for n, turn in enumerate(conversation.turns):
             oldest = conversation.turns[max(0, n - window)].at if window else None
@@ -289,13 +295,14 @@ def manager_episodes(
             replay.bank.apply(turn.scope, _decided(replay, turn, facts, related, gold), turns=[turn])
 
 
-def _links_only(conversation: Conversation) -> list[Linked]:
-    last = conversation.turns[-1].at
-    return [
-        Linked(q.id, q.text, "" if q.unanswerable else q.answer, q.evidence, q.asked_at or last, q.category)
-        for q in conversation.questions
-        if q.evidence
-    ]
+def _linked_to_turns(conversation: Conversation, embedder: Embedder, settings: Settings) -> list[Linked]:
+    """The questions that some turn completes; to link those without evidence, all is told to a bank first."""
+    told = Replay(embedder, settings=settings)
+    with told.bank:
+        if any(not q.evidence and not q.unanswerable for q in conversation.questions):
+            for turn in conversation.turns:
+                told.tell(turn)
+        return [q for q in linked(conversation, told) if q.evidence]
 
 
 def _at_stake(memories: Sequence[MemoryItem], asked: Sequence[Linked]) -> tuple[Linked, ...]:

@@ -8,14 +8,13 @@ Departures from TRL, each for a reason:
 1. LoRA weights stay float32 (TRL casts them to bfloat16 on a quantised base, where steps of 1e-6 round to nothing).
 2. The order of episodes depends on seed and epoch alone (TRL's sampler starts again at the first order when resumed).
 3. Completions waiting to be trained on are part of a checkpoint.
-4. Validation answers greedily through the environment, not by sampling.
+4. Validation answers greedily through the environment, not by sampling; ``eval_on_start`` not again at each resume.
 5. Completions to one prompt share its computation, in sampling and in the loss (`groups`).
 """
 
 # ruff: noqa: N806 (tensor names carry their shapes: rewards_N)
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections import defaultdict
@@ -25,16 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from memr1_plugin.errors import DataError, InputError, MissingExtraError
-from memr1_plugin.training import groups
+from memr1_plugin.training import checkpoints, groups
+from memr1_plugin.training.checkpoints import PREFIX, last_checkpoint
 from memr1_plugin.training.environment import Environment, Outcome
+from memr1_plugin.training.progress import shorten
 from memr1_plugin.training.run_log import RunLog
 from memr1_plugin.training.shared import encode, keep_trainable
+from memr1_plugin.training.validation import ValidateFirst, scores
 
 try:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, PrinterCallback
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+    from transformers import PreTrainedTokenizerBase
     from trl.models.utils import unwrap_model_for_generation
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -105,6 +106,7 @@ class EpisodeTrainer(GRPOTrainer):
         self._check_sizes(args, model)
         keep_trainable(model)
         self.run_log = RunLog(str(args.output_dir))
+        first, args.eval_on_start = args.eval_on_start, False
         super().__init__(
             model=model,
             reward_funcs=[_part(self, name) for name in environment.parts],
@@ -114,7 +116,9 @@ class EpisodeTrainer(GRPOTrainer):
             processing_class=tokenizer,
             callbacks=[self.run_log, *callbacks],
         )
-        self.remove_callback(PrinterCallback)  # thirty numbers a step are for metrics.jsonl; the progress bar stays
+        if first:
+            self.add_callback(ValidateFirst(self.evaluate))
+        shorten(self)
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.dtype is not torch.float32:
                 parameter.data = parameter.data.float()
@@ -244,10 +248,7 @@ class EpisodeTrainer(GRPOTrainer):
         if self.validation is None:
             raise InputError("there are no validation episodes. Pass `validation`, or set eval_strategy='no'.")
         self.model.eval()
-        outcomes = self.validation.rollout_greedily()
-        metrics = {f"{metric_key_prefix}_reward": statistics.fmean(o.breakdown.total for o in outcomes)}
-        for name in self.validation.parts:
-            metrics[f"{metric_key_prefix}_rewards/{name}"] = statistics.fmean(o.breakdown.parts[name] for o in outcomes)
+        metrics = scores(self.validation, metric_key_prefix)
         self.log(dict(metrics))
         self.model.train()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -257,8 +258,7 @@ class EpisodeTrainer(GRPOTrainer):
 
     def fit(self, *, resume: bool = False) -> None:
         """Train; with `resume`, go on from the last whole checkpoint of ``output_dir``, if there is one."""
-        last = last_checkpoint(self.args.output_dir) if resume else None
-        self.train(resume_from_checkpoint=str(last) if last else None)
+        checkpoints.train(self, resume=resume)
 
     @property
     def best_checkpoint(self) -> Path | None:
@@ -268,7 +268,7 @@ class EpisodeTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # First, because trainer_state.json, written last, marks a checkpoint as whole.
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self.args.output_dir) / f"{PREFIX}-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self._rollout_state(), folder / f"{self.accelerator.process_index}-{ROLLOUTS}")
         super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
@@ -324,20 +324,6 @@ class EpochSampler(RepeatSampler):
         if self.shuffle:
             self.generator.manual_seed(random.Random(f"{self.seed}/{self._epoch()}").getrandbits(63))
         yield from super().__iter__()  # type: ignore[no-untyped-call]
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the newest whole checkpoint in `folder`: one that a kill cut short is passed over."""
-    found = sorted(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    return next((path for path in reversed(found) if _is_whole(path)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
 
 
 def _dataset(environment: Environment, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, dict[str, list[int]]]:

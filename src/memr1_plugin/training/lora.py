@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -68,8 +69,9 @@ class TrainingRun:
     def write(self, folder: str | Path) -> Path:
         """Write ``training_run.json`` into `folder`."""
         path = Path(folder) / RUN_FILE
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return new.replace(path)
 
     @classmethod
     def read(cls, folder: str | Path) -> TrainingRun:
@@ -110,6 +112,20 @@ def save(model: PeftModel, folder: str | Path, run: TrainingRun, *, adapter: str
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} ship. Train with a smaller r.")
     return path
+
+
+def pack(checkpoint: str | Path, folder: str | Path, run: TrainingRun) -> Path:
+    """Make a LoRA that serves of a trainer's `checkpoint`: weights in half precision, configuration, `run`.
+
+    ``training_run.json`` is written last: a folder that has it is whole.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, "adapter_config.json"):
+        shutil.copyfile(Path(checkpoint) / name, folder / name)
+    halve(folder / WEIGHTS)
+    run.write(folder)
+    return folder
 
 
 def halve(path: Path) -> None:

@@ -22,7 +22,7 @@ from memr1_plugin.errors import DataError, InputError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
 from memr1_plugin.types import Answer, Scope, Turn
 
-FORMATS = ("auto", "openai", "langchain", "llama-index")
+FORMATS = ("auto", "openai", "langchain", "llama-index", "locomo", "longmemeval")
 UNDATED = datetime(2000, 1, 1, tzinfo=timezone.utc)
 """When messages without a time were said: a minute after each other from here on. `check` reports them."""
 _LANGCHAIN_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
@@ -32,12 +32,13 @@ def read(path: str | Path, format: str = "auto") -> list[Conversation]:
     """Read a file of conversations.
 
     Args:
-        format: "auto" for this project's JSONL, LoCoMo and LongMemEval; the others are chats without questions.
+        format: "auto", "locomo" and "longmemeval" for this project's JSONL, LoCoMo and LongMemEval, which are told
+            apart by their keys; the others are chats without questions.
 
     Raises:
         DataError: a line that cannot be used, by its number and field.
     """
-    if format == "auto":
+    if format in ("auto", "locomo", "longmemeval"):
         return load(path)
     if format not in _READERS:
         raise InputError(f"the format is {format!r}; expected one of {', '.join(FORMATS)}.")
@@ -45,6 +46,17 @@ def read(path: str | Path, format: str = "auto") -> list[Conversation]:
     if not found:
         raise DataError(f"{path} is empty; expected at least one conversation.")
     return found
+
+
+def read_all(paths: Iterable[str | Path], format: str = "auto") -> list[Conversation]:
+    """Read several files; an id that two of them share is a `DataError`, for nobody could tell whose it is."""
+    found: dict[str, tuple[str | Path, Conversation]] = {}
+    for path in paths:
+        for one in read(path, format):
+            if one.id in found:
+                raise DataError(f"{found[one.id][0]} and {path} both have a conversation {one.id!r}; rename one.")
+            found[one.id] = (path, one)
+    return [one for _, one in found.values()]
 
 
 # ── one's own bank ───────────────────────────────────────────────────────────────────────────────────────────

@@ -29,13 +29,14 @@ class RunLog(TrainerCallback):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._drawn = -1
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Make the folder, and cut lines of steps that will be done again."""
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (METRICS, TRANSCRIPTS):
-                keep_until(self.folder / name, state.global_step)
+                keep_until(self.folder / name, state.global_step or -1)  # from the start: not even step 0 was done
 
     def on_log(
         self,
@@ -51,8 +52,9 @@ class RunLog(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Draw the curves so far."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and state.global_step != self._drawn:
             draw_curves(self.folder)
+            self._drawn = state.global_step
 
     on_train_end = on_save
 

@@ -11,22 +11,30 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from memr1_plugin.agents.engine import Prompt, Role
+from memr1_plugin.agents.engine import Prompt
 from memr1_plugin.errors import DataError, InputError, MissingExtraError
+from memr1_plugin.training import checkpoints
+from memr1_plugin.training.progress import shorten
 from memr1_plugin.training.run_log import RunLog
 from memr1_plugin.training.shared import encode
+from memr1_plugin.training.validation import ValidateFirst, Validation, scores
 
 try:
     import torch
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers import (
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 except ImportError as error:
@@ -124,7 +132,35 @@ def _previous(batch: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.
 
 
 class PackedTrainer(SFTTrainer):
-    """`SFTTrainer` over packed rows: same optimiser, logging, checkpoints; a loss that knows the packing."""
+    """`SFTTrainer` over packed rows: same optimiser, logging, checkpoints; a loss that knows the packing.
+
+    With `validation`, ``eval_strategy`` means what it means in `grpo`: held-out episodes are completed greedily, and
+    ``eval_on_start`` does so once, not at each resume.
+    """
+
+    def __init__(self, model: PeftModel, args: SFTConfig, rows: Dataset, *, validation: Validation | None, **more: Any):
+        self.validation = validation
+        first, args.eval_on_start = args.eval_on_start, False
+        held = rows.select(range(1)) if validation else None  # only so that Trainer allows evaluation
+        super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=held, data_collator=collate, **more)
+        if first:
+            self.add_callback(ValidateFirst(self.evaluate))
+        shorten(self)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Complete the validation episodes greedily; return and log the mean reward and each part's mean."""
+        if self.validation is None:
+            raise InputError("there are no validation episodes. Pass `validation`, or set eval_strategy='no'.")
+        metrics = scores(self.validation, metric_key_prefix)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint that validated best; without validation the last one."""
+        best = self.state.best_model_checkpoint
+        return Path(best) if best else checkpoints.last_checkpoint(str(self.args.output_dir))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -151,19 +187,6 @@ class SaveByTime(TrainerCallback):
         if time.monotonic() - self.last >= self.seconds or state.global_step >= state.max_steps:
             control.should_save = True
             self.last = time.monotonic()
-
-
-class Validate(TrainerCallback):
-    """Calls `score` with the model every `steps` steps and logs what it returns: generation, not loss, decides."""
-
-    def __init__(self, score: Callable[[int], Mapping[str, float]], steps: int, log: RunLog) -> None:
-        self.score, self.steps, self.run_log = score, steps, log
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Score and append to metrics.jsonl."""
-        if self.steps and state.global_step % self.steps == 0:
-            found = {f"val_{name}": value for name, value in self.score(state.global_step).items()}
-            self.run_log.on_log(args, state, control, found)
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Example]], max_tokens: int) -> Dataset:
@@ -204,7 +227,12 @@ def config(folder: str | Path, *, seed: int = 0, **changes: Any) -> SFTConfig:
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_grad_norm": 1.0,
+        "metric_for_best_model": "eval_reward",
+        "greater_is_better": True,
     }
+    known = {f.name for f in fields(SFTConfig)}
+    if unknown := sorted(set(changes) - known):
+        raise InputError(f"SFTConfig has no field {unknown}; see its documentation for the {len(known)} it has.")
     return SFTConfig(**{**settings, **changes})
 
 
@@ -233,37 +261,24 @@ def train(
     *,
     max_tokens: int = 1024,
     save_minutes: float = 10.0,
-    score: Callable[[int], Mapping[str, float]] | None = None,
-    score_steps: int = 0,
+    validation: Validation | None = None,
 ) -> PackedTrainer:
-    """Train the LoRA of `model` in place, going on from the newest checkpoint in ``settings.output_dir``.
+    """Train the LoRA of `model` in place, going on from the newest whole checkpoint in ``settings.output_dir``.
 
     Args:
         model: a `PeftModel` whose active adapter is the LoRA to train.
         groups: examples that begin alike, together; each group becomes one row (of several steps' batch).
-        score: called with the step, every `score_steps` steps; what it returns is logged as "val_...".
+        validation: completed greedily as often as ``settings.eval_steps`` says.
     """
     folder = Path(settings.output_dir or "runs")
     folder.mkdir(parents=True, exist_ok=True)
-    log = RunLog(folder)
-    callbacks: list[TrainerCallback] = [log, SaveByTime(save_minutes)]
-    if score is not None:
-        callbacks.append(Validate(score, score_steps, log))
     trainer = PackedTrainer(
-        model=model,
-        args=settings,
-        train_dataset=rows_of(tokenizer, groups, max_tokens),
+        model,
+        settings,
+        rows_of(tokenizer, groups, max_tokens),
+        validation=validation,
         processing_class=tokenizer,
-        data_collator=collate,
-        callbacks=callbacks,
+        callbacks=[RunLog(folder), SaveByTime(save_minutes)],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))  # type: ignore[no-untyped-call]
+    checkpoints.train(trainer, resume=True)
     return trainer
-
-
-def role_of(name: str) -> Role:
-    """Read a recipe's role."""
-    try:
-        return Role(name)
-    except ValueError as error:
-        raise InputError(f"the role is {name!r}; expected 'manager' or 'answer'.") from error

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+from memr1_plugin.agents.manager import Manager
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
+from memr1_plugin.settings import Settings
 from memr1_plugin.training import chat_questions, statements, synthetic
 from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, grouped, manager_episodes, manager_examples
 from memr1_plugin.training.sft import Example
@@ -106,10 +108,24 @@ def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) 
 
 def file_groups(path: str | Path, groups: int, embedder: Embedder, seed: int = 0) -> Iterator[list[Example]]:
     """Answer examples from one's own conversations with questions, in any format that `datasets.load` reads."""
+    yield from conversation_groups(load(path), groups, embedder, seed)
+
+
+def conversation_groups(
+    conversations: Iterable[Conversation],
+    groups: int,
+    embedder: Embedder,
+    seed: int = 0,
+    *,
+    manager: Manager | None = None,
+    settings: Settings | None = None,
+) -> Iterator[list[Example]]:
+    """Answer examples from conversations with questions, `groups` of each, asked of the bank that `manager` keeps."""
     rng = random.Random(seed)
-    for conversation in load(path):
+    for conversation in conversations:
         if conversation.questions:
-            yield from grouped(answer_episodes(conversation, embedder), rng, groups=groups)
+            episodes = answer_episodes(conversation, embedder, manager=manager, settings=settings)
+            yield from grouped(episodes, rng, groups=groups)
 
 
 KEPT = {OperationKind.NOOP: 0.09, OperationKind.ADD: 0.3}
