@@ -22,8 +22,8 @@ from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import load
 from memr1_plugin.training import episodes, lora, sft, sources, statements
 from memr1_plugin.training.base import load_trainable
-from memr1_plugin.training.recipe import score_answers
 from memr1_plugin.training.shared import POLICY, SharedBase
+from memr1_plugin.training.validation import score_answers
 
 SEED = 7300
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memr1_plugin.agents.engine import Role
@@ -104,6 +104,11 @@ class Maker:
         lines = sources.chatter() if data.chatter else []
         yield "synthetic", sources.synthetic_groups(amount, embedder, lines)
         yield "plain statements", statements.questions(data.synthetic_seed, data.statements)
+        if data.chats:
+            yield (
+                "questions about real small talk",
+                sources.chat_groups(replace(amount, conversations=data.chats), embedder),
+            )
         if data.longmemeval:
             rounds = data.longmemeval_rounds
             yield "LongMemEval evidence", sources.longmemeval_groups(data.longmemeval, embedder, lines, rounds=rounds)

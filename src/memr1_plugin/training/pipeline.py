@@ -177,7 +177,7 @@ class _Stage:
             return None
         engine = LocalEngine(self.recipe.model or None, {} if folder is None else {Role.MANAGER: folder})
         stack.callback(engine.close)
-        return Manager(engine, use_certain=self.recipe.settings.certain)
+        return Manager(engine, self.recipe.settings)
 
     def _base(self) -> tuple[Any, Any]:
         torch.manual_seed(self.recipe.seed)
@@ -211,7 +211,7 @@ class _Stage:
         model, engine = share(base, tokenizer, stage.role, start=self._first())
         held: Any = None
         if material.validation and stage.role is Role.MANAGER:
-            held = GoldOperations(material.validation, engine)
+            held = GoldOperations(material.validation, engine, self.recipe.settings)
         elif material.validation:
             weights = {"weights": stage.rewards} if stage.rewards else {}
             held = AnswerEnvironment(material.validation, engine, **weights)

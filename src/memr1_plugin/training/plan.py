@@ -110,7 +110,7 @@ def _packages(recipe: Recipe) -> Iterator[str]:
         if find_spec(name) is None:
             yield f"package {name}: pip install 'memr1-plugin[train]'"
     for stage in recipe.stages:
-        if stage.data.chatter and find_spec("chitchat_dataset") is None:
+        if (stage.data.chatter or stage.data.chats) and find_spec("chitchat_dataset") is None:
             yield "package chitchat-dataset: pip install chitchat-dataset"
         if stage.trainer.get("use_vllm") and find_spec("vllm") is None:
             yield "package vllm (use_vllm): pip install vllm"
@@ -153,7 +153,8 @@ def _unfit(stage: Stage, made: Mapping[Role, Path], weights: Weights) -> Iterato
 def _nothing(stage: Stage, parted: Split) -> Iterator[str]:
     data = stage.data
     invented = data.synthetic_conversations or (
-        stage.algorithm == "sft" and (data.statements or (data.longmemeval and Path(data.longmemeval).exists()))
+        stage.algorithm == "sft"
+        and (data.statements or data.chats or (data.longmemeval and Path(data.longmemeval).exists()))
     )
     reads_files = stage.algorithm != "sft" or stage.role is Role.ANSWER
     if not invented and not (reads_files and parted.questions):
@@ -261,7 +262,8 @@ def _rows(stage: Stage, parted: Split) -> int:
     if stage.role is Role.MANAGER:
         return MANAGER_ROWS * data.synthetic_conversations + data.statements // 4
     asked = sum(1 for c in parted.train if c.questions)
-    return data.synthetic_conversations * data.synthetic_groups + data.statements // 5 + asked * data.file_groups
+    invented = (data.synthetic_conversations + data.chats) * data.synthetic_groups
+    return invented + data.statements + asked * data.file_groups
 
 
 def _episodes(stage: Stage, parted: Split) -> int:

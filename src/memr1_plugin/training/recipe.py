@@ -62,10 +62,13 @@ class Data:
     """SFT of the Answer Agent: rows made of each synthetic conversation."""
     synthetic_seed: int = 7
     statements: int = 0
-    """SFT: plain statements to a bot ("I live in Lisbon."), turns for the Manager or lists for the Answer Agent."""
+    """SFT: plain statements to a bot ("I live in Lisbon."): turns for the Manager, or lists, each with some five
+    questions, for the Answer Agent."""
     longmemeval: str = ""
     """SFT: path of LongMemEval's evidence turns, or of the published files."""
     longmemeval_rounds: int = 2
+    chats: int = 0
+    """SFT of the Answer Agent: dialogues of the package chitchat-dataset, with questions made of their statements."""
     chatter: bool = False
     """SFT: mix in real small talk from the package chitchat-dataset."""
 

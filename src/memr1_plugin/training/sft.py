@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,19 @@ class SaveByTime(TrainerCallback):
             self.last = time.monotonic()
 
 
+class Score(TrainerCallback):
+    """Calls `score` every `steps` steps and logs what it returns as "val_...": numbers to look at, not to choose by."""
+
+    def __init__(self, score: Callable[[int], Mapping[str, float]], steps: int, log: RunLog) -> None:
+        self.score, self.steps, self.run_log = score, steps, log
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Score and append to metrics.jsonl."""
+        if self.steps and state.global_step % self.steps == 0:
+            found = {f"val_{name}": value for name, value in self.score(state.global_step).items()}
+            self.run_log.on_log(args, state, control, found)
+
+
 def rows_of(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Example]], max_tokens: int) -> Dataset:
     """Pack each group into a row; a group over `max_tokens` loses its last examples, one that alone is over is out."""
     rows = []
@@ -262,23 +275,30 @@ def train(
     max_tokens: int = 1024,
     save_minutes: float = 10.0,
     validation: Validation | None = None,
+    score: Callable[[int], Mapping[str, float]] | None = None,
+    score_steps: int = 0,
 ) -> PackedTrainer:
     """Train the LoRA of `model` in place, going on from the newest whole checkpoint in ``settings.output_dir``.
 
     Args:
         model: a `PeftModel` whose active adapter is the LoRA to train.
         groups: examples that begin alike, together; each group becomes one row (of several steps' batch).
-        validation: completed greedily as often as ``settings.eval_steps`` says.
+        validation: completed greedily as often as ``settings.eval_steps`` says; chooses the best checkpoint.
+        score: called with the step, every `score_steps` steps; what it returns is logged as "val_...".
     """
     folder = Path(settings.output_dir or "runs")
     folder.mkdir(parents=True, exist_ok=True)
+    log = RunLog(folder)
+    callbacks: list[TrainerCallback] = [log, SaveByTime(save_minutes)]
+    if score is not None:
+        callbacks.append(Score(score, score_steps, log))
     trainer = PackedTrainer(
         model,
         settings,
         rows_of(tokenizer, groups, max_tokens),
         validation=validation,
         processing_class=tokenizer,
-        callbacks=[RunLog(folder), SaveByTime(save_minutes)],
+        callbacks=callbacks,
     )
     checkpoints.train(trainer, resume=True)
     return trainer

@@ -10,9 +10,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memr1_plugin.agents import answerer, manager
 from memr1_plugin.agents.engine import Engine, Role
 from memr1_plugin.errors import DataError, MissingExtraError
+from memr1_plugin.evaluation.metrics import exact_match, f1
 from memr1_plugin.operations import parse
+from memr1_plugin.settings import Settings
 from memr1_plugin.training import rewards
 from memr1_plugin.training.environment import Outcome, digest
 
@@ -61,13 +64,17 @@ class ValidateFirst(TrainerCallback):
 
 
 class GoldOperations:
-    """Turns with gold operations, decided by the Manager as it serves: right where every operation and target is."""
+    """Turns with gold operations, decided by the Manager as it serves: right where every operation and target is.
+
+    As in serving, what the memories do not bear out is not followed.
+    """
 
     parts = ("right", "format_validity")
     weights: Mapping[str, float] = {"right": 1.0}
 
-    def __init__(self, episodes: Sequence[ManagerEpisode], engine: Engine) -> None:
+    def __init__(self, episodes: Sequence[ManagerEpisode], engine: Engine, settings: Settings | None = None) -> None:
         self.episodes, self.engine = [e for e in episodes if e.gold is not None], engine
+        self.settings = settings or Settings()
         if not self.episodes:
             raise DataError("none of the validation turns has gold operations; take them from synthetic conversations.")
 
@@ -78,7 +85,9 @@ class GoldOperations:
 
     def _outcome(self, episode: ManagerEpisode, text: str) -> Outcome:
         parsed = parse(text, episode.facts, episode.memories)
-        decided = [(op.kind, op.target) for op in parsed.operations]
+        asked = [(fact, episode.memories) for fact in episode.facts]
+        followed, _ = manager.followed(parsed, asked, episode.memories, self.settings)
+        decided = [(op.kind, op.target) for op in followed]
         gold = [(op.kind, op.target) for op in episode.gold or ()]
         parts = {
             "right": float(decided == gold),
@@ -86,3 +95,19 @@ class GoldOperations:
         }
         choices = tuple(kind.value for kind, _ in decided)
         return Outcome(rewards.combine(parts, self.weights), digest(episode.memories), choices, {"id": episode.id})
+
+
+def score_answers(engine: Engine, asked: Sequence[Any]) -> dict[str, float]:
+    """Mean F1, exact match, share of gold memories named, and share of abstentions, over answer episodes."""
+    if not asked:
+        raise DataError("no validation question has an answer; name a file with answered questions.")
+    totals = dict.fromkeys(("f1", "em", "selected", "abstained"), 0.0)
+    for episode, done in zip(asked, engine.complete([e.prompt() for e in asked], Role.ANSWER), strict=True):
+        used, text = answerer.parse(done.text, episode.items)
+        shown = answerer.by_date(episode.items)
+        gold = {shown[n - 1].id for n in episode.places()}
+        totals["f1"] += f1(text, episode.question.answer)
+        totals["em"] += exact_match(text, episode.question.answer)
+        totals["selected"] += len(gold & set(used)) / len(gold) if gold else 0.0
+        totals["abstained"] += not text
+    return {name: round(total / len(asked), 4) for name, total in totals.items()}
