@@ -50,7 +50,7 @@ def test_grpo_raises_the_reward_of_a_toy_memory_task(tmp_path: Path, seed: int) 
     trainer.fit()
     assert trainer.evaluate()["eval_reward"] > start + 0.4
     first, last = mean_rewards(read(tmp_path / "run" / METRICS), first=3, last=5)
-    assert last > first + 0.3
+    assert last > first + 0.25
 
 
 def test_a_run_leaves_metrics_transcripts_and_curves(tmp_path: Path) -> None:

@@ -75,12 +75,12 @@ def cat_bank(embedder: HashEmbedder) -> Bank:
 
 
 def episodes(bank: Bank) -> list[Episode]:
-    """Eight facts to keep, eight that mislead."""
+    """Eight facts to keep, eight that mislead; half of each one's words are in the bank, so that a NOOP is followed."""
     at = START + timedelta(days=1)
     made = []
     for n, city in enumerate(CITIES):
-        keep = Fact(f"I moved to {city}.", "Ana", at, f"t-keep-{n}")
-        made.append(Episode(f"keep-{n}", bank, (keep,), (Question("Where did Ana move?", city, (keep.turn_id,)),)))
+        keep = Fact(f"My cat called Rex moved to {city}.", "Ana", at, f"t-keep-{n}")
+        made.append(Episode(f"keep-{n}", bank, (keep,), (Question("Where did Rex move?", city, (keep.turn_id,)),)))
         lead = Fact(f"That film's cat was called {city}.", "Ana", at, f"t-lead-{n}")
         made.append(Episode(f"lead-{n}", bank, (lead,), (Question("What is the cat called?", "Rex", ("t-cat",)),)))
     return made
