@@ -126,7 +126,7 @@ class Memory:
         if engine is not None and (model is not None or loras is not None):
             raise InputError("both an engine and a model or loras were given; expected one. An engine brings its own.")
         if engine is None:
-            from memr1_plugin.agents.local import shared_engine
+            from memr1_plugin.agents.choice import shared_engine
 
             engine = shared_engine(model, loras)
         made_embedder, settings = as_embedder(embedder), settings or Settings()

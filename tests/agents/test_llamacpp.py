@@ -156,8 +156,9 @@ def test_files_that_are_no_model_are_named(tmp_path: Path, weights: Path) -> Non
     (tmp_path / "text.gguf").write_bytes(b"not a model" * 100)
     with pytest.raises(WeightsNotFoundError, match=r"text\.gguf"):
         LlamaCppEngine(tmp_path / "text.gguf", kind=None)
+    engine = LlamaCppEngine(weights, loras={Role.ANSWER: (tmp_path, INFO)}, cache=tmp_path, kind=None)
     with pytest.raises(LoraMismatchError, match="adapter_config"):
-        LlamaCppEngine(weights, loras={Role.ANSWER: (tmp_path, INFO)}, cache=tmp_path, kind=None)
+        engine.complete([Prompt("", "a")], Role.ANSWER)
 
 
 @pytest.mark.real
@@ -225,6 +226,18 @@ def test_bad_prompts_are_errors_that_say_what_to_do(engine: LlamaCppEngine) -> N
     with pytest.raises(ModelError, match="empty"):
         engine.complete([Prompt("", "")], Role.BASE)
     assert engine.complete([Prompt("", "The capital of France is", max_tokens=1)], Role.BASE)[0].text == " Paris"
+
+
+def test_an_engine_that_was_never_asked_starts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening costs nothing: the base is neither copied nor loaded before the first prompt, and closing is free too."""
+    pytest.importorskip("gguf", reason="the cpu extra is not installed")
+    started = []
+    monkeypatch.setattr(llamacpp, "_start", started.append)
+    (tmp_path / "base.gguf").write_bytes(b"GGUF" + bytes(100))
+    engine = LlamaCppEngine(tmp_path / "base.gguf", cache=tmp_path / "cache")
+    assert engine.lora(Role.ANSWER) is None
+    engine.close()
+    assert not started and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.real

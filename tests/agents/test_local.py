@@ -26,10 +26,12 @@ from memr1_plugin.agents import answerer, decoding, loading, local, models
 from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
 from memr1_plugin.agents.local import LocalEngine, LocalOptions, gather, shared_engine
 from memr1_plugin.agents.tokens import encode
+from memr1_plugin.agents.unpacked import Unpacked
 from memr1_plugin.errors import InputError, LoraMismatchError, ModelError, WeightsNotFoundError
 from memr1_plugin.operations import grammar, parse
 from memr1_plugin.settings import Settings
 from memr1_plugin.testing import tiny_model
+from memr1_plugin.training.base import round_to_nf4
 from memr1_plugin.types import Fact, MemoryItem, Scope, aware
 
 FIXED = "You manage the memories of an assistant. Write one operation for each fact.\n"
@@ -148,6 +150,54 @@ def test_four_bits_batch_like_one(tiny: Path, quantize: bool) -> None:
 
 
 # -- grammar -------------------------------------------------------------------------------------------
+
+
+def test_unpacked_weights_are_those_of_nf4(tiny: Path, loras: Path) -> None:
+    """Each role's logits are those of the weights rounded to nf4 with PEFT's LoRA beside them, and so are the base's.
+
+    The reference is dense: bitsandbytes' own product on a processor with AVX512-BF16 rounds its inputs to bfloat16.
+    """
+    folders = {role: loras / role.value for role in (Role.MANAGER, Role.ANSWER)}
+    dense = round_to_nf4(loading.load_base(tiny, quantize=False, device="cpu", dtype=torch.float32))
+    expected = loading.add_loras(dense, folders)
+    unpacked = Unpacked(loading.add_loras(loading.load_base(tiny, device="cpu", dtype=torch.float32), folders))
+    ids = torch.arange(5, 45)[None]
+    with torch.inference_mode():
+        for role in (Role.MANAGER, Role.ANSWER, Role.MANAGER):
+            expected.set_adapter(role.value)
+            unpacked.speak_as(role.value)
+            torch.testing.assert_close(
+                unpacked(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=0, atol=1e-3
+            )
+        unpacked.speak_as(Role.BASE.value)
+        with expected.disable_adapter():
+            torch.testing.assert_close(
+                unpacked(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=0, atol=1e-3
+            )
+
+
+def test_an_unpacked_engine_serves_its_roles_and_says_what_it_is(tiny: Path, loras: Path) -> None:
+    """Three roles say three things, the base what it says without LoRAs, and the id tells that it is unpacked."""
+    options = LocalOptions(dtype="float32", device="cpu", unpack=True)
+    engine, bare = LocalEngine(tiny, loras, options=options), LocalEngine(tiny, {}, options=options)
+    said = {role: texts(engine.complete([free_prompt(n) for n in range(4)], role)) for role in Role}
+    assert len({tuple(t) for t in said.values()}) == 3
+    assert said[Role.BASE] == texts(bare.complete([free_prompt(n) for n in range(4)], Role.ANSWER))
+    assert engine.id == "tiny nf4 unpacked float32 cpu"
+    engine.close()
+    bare.close()
+
+
+def test_unpacking_is_for_processors_that_gain_by_it(tiny: Path, loras: Path) -> None:
+    """By itself a model is unpacked on a CPU in bfloat16 alone; a LoRA that is no plain sum is left packed."""
+    base = loading.load_base(tiny, device="cpu", dtype=torch.float32)
+    assert not loading.unpacks(base, None) and loading.unpacks(base, True)
+    brief = loading.load_base(tiny, device="cpu", dtype=torch.bfloat16)
+    assert loading.unpacks(brief, None) and not loading.unpacks(brief, False)
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True)
+    dora = peft.get_peft_model(loading.load_base(tiny, quantize=False, device="cpu", dtype=torch.float32), config)
+    assert not loading.unpacks(dora, True)
 
 
 def test_every_completion_is_a_valid_operation_list(engine: LocalEngine) -> None:

@@ -258,7 +258,10 @@ class Decoder:
     def _speaking_as(self, role: Role) -> Iterator[str]:
         """Switch to the role's LoRA, or to none; yields the adapter's name ("" for the base)."""
         adapters = getattr(self.model, "peft_config", {})
-        if role.value in adapters:
+        if hasattr(self.model, "speak_as"):  # `unpacked`
+            self.model.speak_as(role.value)
+            yield role.value if role.value in self.model.roles else ""
+        elif role.value in adapters:
             if self._active != role.value:
                 self.model.set_adapter(role.value)
                 self._active = role.value

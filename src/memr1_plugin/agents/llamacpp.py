@@ -64,7 +64,8 @@ def open_engine(
     Args:
         model: a preset or a GGUF file; None: the default preset.
         loras: a folder with ``manager/`` and ``answer/``, or each role's folder; None: those that ship; ``{}``: none.
-        options: for `LlamaCppEngine`.
+        options: for `LlamaCppEngine`. `kind` is "nf4+F16" where a LoRA is served, for those that ship were trained
+            on the base as nf4 rounds it, and "F16" where none is.
     """
     path = find_gguf(model)
     if path is None:
@@ -75,13 +76,15 @@ def open_engine(
     weights = models.resolve(model)
     folders = dict(loras) if isinstance(loras, Mapping) else models.find_loras(weights.name, loras)
     known = {role: (folder, models.read_lora(folder, role, weights)) for role, folder in folders.items()}
+    options.setdefault("kind", "nf4+F16" if known else "F16")
     engine = LlamaCppEngine(path, loras=known, **options)
     log.info("serving %s", engine.id, extra=fields("engine_opened", engine="llama.cpp"))
     return engine
 
 
 class LlamaCppEngine:
-    """An `Engine` on llama.cpp. Thread-safe: concurrent calls share the slots, and wait when all are taken."""
+    """An `Engine` on llama.cpp. Nothing is loaded before the first prompt; thread-safe: concurrent calls share the
+    slots, and wait when all are taken."""
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class LlamaCppEngine:
         slots: int = SLOTS,
         threads: int | None = None,
     ) -> None:
-        """Load the GGUF file `model`; 1 s, and 5 s more the first time (its copy in `kind` is made).
+        """Name the parts; the first prompt loads them: 1 s, and 5 s more the first time (a copy in `kind` is made).
 
         Args:
             loras: for each role a PEFT LoRA folder, or a GGUF LoRA file, and what it is.
@@ -105,8 +108,8 @@ class LlamaCppEngine:
                 two busy cores).
 
         Raises:
-            WeightsNotFoundError: no model, or not a whole one.
-            LoraMismatchError: a LoRA for another base.
+            WeightsNotFoundError: no such file, or not a GGUF file. One that is broken further in, and a LoRA for
+                another base, are errors of the first prompt.
         """
         if slots < 1 or context_tokens < 64:
             raise InputError(f"{slots} slots of {context_tokens} tokens; expected at least 1 slot of 64 tokens.")
@@ -114,34 +117,40 @@ class LlamaCppEngine:
         self._context_tokens = context_tokens
         self._loras = dict(loras or {})
         self._lora_places = {role: place for place, role in enumerate(self._loras)}
-        base = Path(model)
-        folder = Path(cache) if cache is not None else cache_folder()
-        files = [_lora_file(path, base, folder) for path, _ in self._loras.values()]
-        self._base = base.stem
+        self._model = Path(model)
+        self._cache = Path(cache) if cache is not None else cache_folder()
+        _check(self._model)
         self._kind = kind
         self._key = secrets.token_urlsafe()
-        weights = _weights(base, folder, kind)
-        self._server: Any = _start(self._params(weights, files, slots))
+        self._n_slots = slots
+        self._starting = threading.Lock()
+        self._server: Any = None
+        self._closed = False
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="memr1-llamacpp")
         self._slots = _Slots(slots)
         self._tokens: dict[tuple[str, bool, bool], list[int]] = {}
-        self._template = self._read_template(weights)
+        self._template = ("", "")
 
     @property
     def id(self) -> str:
         """Model, weight format, device and threads."""
         xllamacpp = import_module("xllamacpp")
         kind = f" as {self._kind}" if self._kind else ""
-        return f"{self._base}{kind}, llama.cpp (xllamacpp {xllamacpp.__version__}) on the CPU, threads: {self._threads}"
+        how = f"llama.cpp (xllamacpp {xllamacpp.__version__}) on the CPU, threads: {self._threads}"
+        return f"{self._model.stem}{kind}, {how}"
 
     def lora(self, role: Role) -> LoraInfo | None:
         """The LoRA loaded for `role`; None: zero-shot."""
         return self._loras[role][1] if role in self._loras else None
 
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._closed
+
     def complete(self, prompts: Sequence[Prompt], role: Role) -> list[Completion]:
         """Complete each prompt greedily, as many at once as there are slots; order is kept."""
-        if self._server is None:
-            raise ModelError("this engine is closed; open a new one.")
+        self._running()
         one = partial(self._complete, role=role)
         if len(prompts) == 1:
             return [one(prompts[0])]
@@ -150,15 +159,25 @@ class LlamaCppEngine:
     def close(self) -> None:
         """Release the model. Calls that run are finished first."""
         self._pool.shutdown(wait=True)
-        with self._slots.all():
-            self._server = None
+        with self._slots.all(), self._starting:
+            self._closed, self._server = True, None
+
+    def _running(self) -> Any:
+        """Return the server, started if this is the first call."""
+        with self._starting:
+            if self._closed:
+                raise ModelError("this engine is closed; open a new one.")
+            if self._server is None:
+                weights = _weights(self._model, self._cache, self._kind)
+                files = [_lora_file(path, self._model, self._cache) for path, _ in self._loras.values()]
+                self._server = _start(self._params(weights, files, self._n_slots))
+                self._template = self._read_template(self._server, weights)
+            return self._server
 
     def _complete(self, prompt: Prompt, role: Role) -> Completion:
         tokens = self.tokens(prompt)
         with self._slots.one(role) as slot:
-            if self._server is None:
-                raise ModelError("this engine was closed while the call waited; open a new one.")
-            reply = self._server.handle_completions(self._request(prompt, tokens, role, slot))
+            reply = self._running().handle_completions(self._request(prompt, tokens, role, slot))
         if "error" in reply:
             raise ModelError(self._explained(reply["error"], len(tokens)))
         choice, usage = reply["choices"][0], reply["usage"]
@@ -195,6 +214,7 @@ class LlamaCppEngine:
         What stands before and after the message may hold control tokens; the message never does: a remembered
         "<|im_end|>" is text, and cannot end the user's turn.
         """
+        self._running()
         head, tail = self._template if prompt.chat else ("", "")
         fixed = self._tokenised_once(head, frame=True, first=True) + self._tokenised_once(prompt.fixed)
         return fixed + self._tokenise(prompt.body) + self._tokenised_once(tail, frame=True)
@@ -209,27 +229,26 @@ class LlamaCppEngine:
         """`frame`: the text may hold control tokens. `first`: the model's BOS token, if it has one, goes before it."""
         if not text and not first:
             return []
-        reply = self._post("/tokenize", {"content": text, "add_special": first, "parse_special": frame})
+        reply = self._post(
+            self._running(), "/tokenize", {"content": text, "add_special": first, "parse_special": frame}
+        )
         return [int(token) for token in reply["tokens"]]
 
-    def _read_template(self, weights: Path) -> tuple[str, str]:
+    def _read_template(self, server: Any, weights: Path) -> tuple[str, str]:
         from memr1_plugin.agents.gguf_base import has_chat_template
 
         if not has_chat_template(weights):
             return "", ""  # a base model: llama.cpp would make up a template, transformers would not
         messages = [{"role": "user", "content": _MARK}]
-        head, mark, tail = self._post("/apply-template", {"messages": messages})["prompt"].partition(_MARK)
+        head, mark, tail = self._post(server, "/apply-template", {"messages": messages})["prompt"].partition(_MARK)
         if not mark:
             raise ModelError(
-                f"the chat template of {self._base} does not write the user's message where it is told to."
+                f"the chat template of {self._model.stem} does not write the user's message where it is told to."
             )
         return head, tail
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _post(self, server: Any, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         # http.client: a proxy in the environment is not asked for what is in this process.
-        server = self._server
-        if server is None:
-            raise ModelError("this engine is closed; open a new one.")
         host = server.listening_address.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=_SECONDS)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
@@ -326,10 +345,15 @@ def _start(params: Any) -> Any:
         raise ModelError(f"llama.cpp could not load {params.model.path}: {error}") from error
 
 
-def _weights(base: Path, folder: Path, kind: str | None) -> Path:
-    from memr1_plugin.agents.gguf_base import check, requantised
+def _check(model: Path) -> None:
+    from memr1_plugin.agents.gguf_base import check
 
-    check(base)
+    check(model)
+
+
+def _weights(base: Path, folder: Path, kind: str | None) -> Path:
+    from memr1_plugin.agents.gguf_base import requantised
+
     return base if kind is None else requantised(base, folder, kind=kind)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from memr1_plugin.agents.engine import Role
 from memr1_plugin.agents.hardware import choose_device, choose_dtype, quiet_bitsandbytes
+from memr1_plugin.agents.unpacked import fits
 from memr1_plugin.errors import MissingExtraError, ModelError
 
 try:
@@ -93,6 +94,21 @@ def load_base(
             "are damaged, delete the folder and run: memr1 setup"
         ) from error
     return model.eval()
+
+
+def unpacks(model: Any, wanted: bool | None) -> bool:
+    """Say whether a 4-bit `model` is to be computed unpacked (`unpacked`): as `wanted`, or where that is faster."""
+    if wanted is None:
+        wanted = gains_unpacked(model.device.type, model.dtype)
+    return wanted and model.device.type == "cpu" and fits(model)
+
+
+def gains_unpacked(device: str, dtype: torch.dtype) -> bool:
+    """Say whether 4-bit weights are faster computed unpacked: on a CPU in bfloat16.
+
+    In float32 a dense matrix takes as long to read as a packed one to unpack.
+    """
+    return device == "cpu" and dtype == torch.bfloat16
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

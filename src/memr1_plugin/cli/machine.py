@@ -82,6 +82,7 @@ def doctor(
         weights = report.look("model", lambda: _weights(model))
         report.look("embedder", _embedder)
         if weights is not None:
+            report.look("engine", lambda: _engine(model))
             report.look("loras", lambda: _loras(model, loras))
         report.look("bank", lambda: _bank(db, report))
     emit({**report.facts, "problems": report.problems}, as_json, lambda: _show(report))
@@ -107,6 +108,21 @@ def _weights(model: str) -> dict[str, Any]:
         "path": str(found.path),
         "state": ready,
     }
+
+
+def _engine(model: str) -> dict[str, Any]:
+    """Which engine `Memory.open` takes by itself, why, and how it computes 4-bit weights."""
+    from memr1_plugin.agents import choice
+
+    found = choice.choose(model or None)
+    row: dict[str, Any] = {"name": found.engine, "why": found.why}
+    if found.engine == "transformers":
+        from memr1_plugin.agents import hardware, loading
+
+        device = hardware.choose_device()
+        unpacked = loading.gains_unpacked(device, hardware.choose_dtype(device))
+        row["weights"] = "nf4, computed unpacked, each LoRA added in" if unpacked else "nf4"
+    return row
 
 
 def _embedder() -> dict[str, Any]:
