@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -139,6 +140,30 @@ def test_in_background_mode_observe_returns_at_once_and_flush_waits(tmp_path: Pa
         hold.set()
         memory.flush(timeout_s=10)
         assert len(memory.search("Where does Ana live?", scope=ANA)) == 1
+
+
+def test_whoever_writes_faster_than_the_model_reads_is_held_back(tmp_path: Path) -> None:
+    """In background mode `observe` waits while more than `max_waiting` turns do; its own is durable meanwhile."""
+    hold = threading.Event()
+    well = ScriptedModel.heuristic()
+
+    def slow(prompt: Prompt, role: Role) -> str:
+        hold.wait(10)
+        return well.complete([prompt], role)[0].text
+
+    settings = replace(EVERYTHING, max_waiting=2)
+    with open_memory(tmp_path / "b.db", engine=ScriptedModel(slow), settings=settings, write="background") as memory:
+        for text in ("I live in Rome.", "I have a dog."):
+            memory.observe(text, speaker="Ana", scope=ANA)
+        third = threading.Thread(target=memory.observe, args=("I like tea.",), kwargs={"speaker": "Ana", "scope": ANA})
+        third.start()
+        third.join(0.3)
+        assert third.is_alive() and len(memory.turns(scope=ANA)) == 3
+        hold.set()
+        third.join(20)
+        assert not third.is_alive()
+        memory.flush(timeout_s=10)
+        assert memory.bank.waiting() == 0
 
 
 def test_background_turns_survive_a_failing_model_and_a_close(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from memr1_plugin.logs import fields, told
 
 log = logging.getLogger(__name__)
 MAX_RETRY_S = 60.0
+_LOOK_S = 0.5
+"""How often a caller who is held back looks at the queue: a round of the writer is many turns."""
 
 
 class BackgroundWriter:
@@ -60,6 +62,12 @@ class BackgroundWriter:
                     return False
                 self._changed.wait(left)
         return True
+
+    def wait_until(self, enough: Callable[[], bool]) -> None:
+        """Wait until `enough` says that the queue is short enough; not while managing fails, nor after `close`."""
+        with self._changed:
+            while not enough() and self.failure is None and self._thread.is_alive() and not self._closing:
+                self._changed.wait(_LOOK_S)
 
     def close(self) -> None:
         """Stop after the turn in progress; what is still pending stays in the journal."""

@@ -191,6 +191,8 @@ class Memory:
     def _manage_or_wake(self, scopes: Collection[Scope]) -> list[Change]:
         if self._writer is not None:
             self._writer.wake()
+            most = self.settings.max_waiting
+            self._writer.wait_until(lambda: self.bank.waiting() <= most)
             return []
         self._backlog.catch_up(but=scopes)
         try:

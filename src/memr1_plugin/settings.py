@@ -40,6 +40,10 @@ class Settings:
     """Roles whose turns become memories; every turn is journaled whatever its role."""
     recent_turns: int = 6
     """Turns of the dialogue that doors show beside the memories."""
+    max_waiting: int = 1_000
+    """With `write="background"`, turns that may wait for the Manager before `observe` waits too, until some are
+    managed: whoever writes faster than the model reads would else be remembered hours late. A failing model holds
+    nobody back."""
     retry_s: float = 5.0
     """Seconds until the background worker tries a turn again after its model failed; doubles up to 60."""
     screen: bool = True
@@ -51,7 +55,7 @@ class Settings:
     what the redactor takes out that `Memory.open` was given. Needs the extra `redact`."""
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "related"):
+        for name in ("candidates", "related", "max_waiting"):
             if getattr(self, name) < 1:
                 raise InputError(f"settings.{name} is {getattr(self, name)}; expected at least 1.")
         if isinstance(self.redact, str) and self.redact not in REDACTIONS:

@@ -69,7 +69,9 @@ def loras(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, role in enumerate((Role.MANAGER, Role.ANSWER)):
         base = loading.load_base(tiny, quantize=False, dtype=torch.float32, device="cpu")
         torch.manual_seed(seed)
-        config = peft.LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False
+        )
         peft.get_peft_model(base, config).save_pretrained(folder / role.value)
         run = {"role": role.value, "base": weights.name, "base_revision": weights.revision}
         run["prompt_hash"] = models.trained_prompt_hash(role)
