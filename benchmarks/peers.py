@@ -3,6 +3,7 @@
     python benchmarks/peers.py install                                  # each peer into its own environment
     python benchmarks/peers.py run --conversation locomo_dev.json       # all systems; goes on where it stopped
     python benchmarks/peers.py run --only mem0 --minutes 7              # one system, a piece at a time
+    python benchmarks/peers.py count --only mem0                        # prompts counted, nothing computed
     python benchmarks/peers.py answer                                   # the same answerer on what each one found
     python benchmarks/peers.py table --plot docs/peers.png
 
@@ -146,14 +147,15 @@ def install(names: Sequence[str], folder: Path) -> None:
 
 
 @contextmanager
-def opened(name: str, folder: Path, threads: int) -> Iterator[tuple[CountingServer, Worker]]:
+def opened(name: str, folder: Path, threads: int, compute: bool = True) -> Iterator[tuple[CountingServer, Worker]]:
     """Start the server that a system needs, and the system."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     # The LoRAs that ship are trained on the nf4 base; the peers get the weights unrounded.
     kind = "Q8_0" if PACKAGES[name] else "nf4+Q8_0"
     embedder = as_embedder(None)
     embedder.embed(["loaded before the clock starts"])
-    with CountingServer(embedder, kind=kind, context_tokens=WINDOWS.get(name, WINDOW), threads=threads) as server:
+    window = WINDOWS.get(name, WINDOW)
+    with CountingServer(embedder, kind=kind, context_tokens=window, threads=threads, compute=compute) as server:
         worker = Worker(name, folder, server.url)
         server.take()
         try:
@@ -190,6 +192,19 @@ def run(name: str, plan: Plan, folder: Path, *, until: float, threads: int) -> b
             del row["held"]
             questions.add(row)
     return True
+
+
+def count(name: str, plan: Plan, folder: Path) -> None:
+    """Count the prompts that a system sends for each turn while nothing is remembered: each is refused."""
+    rows = Rows(folder / name / "counted.jsonl")
+    rows.path.unlink(missing_ok=True)
+    with opened(name, folder, threads=1, compute=False) as (server, worker):
+        for turn in plan.turns:
+            row = _measured(server, worker, {"turn": _told(turn)}) | {"turn": turn.id}
+            rows.add(row)
+    prompts = [c["prompt_tokens"] for row in rows.read() for c in row["calls"] if "embeddings" not in c["path"]]
+    n = len(plan.turns)
+    print(f"{name}: {len(prompts) / n:.2f} model calls and {sum(prompts) / n:,.0f} prompt tokens a turn, {n} turns")
 
 
 def _told(turn: Turn) -> dict[str, Any]:
@@ -407,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, and do what is asked."""
     default = Path(os.environ.get("MEMR1_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("install", "run", "answer", "table"))
+    parser.add_argument("what", choices=("install", "run", "count", "answer", "table"))
     parser.add_argument("--folder", type=Path, default=Path(".bench"), help="environments, states and results")
     parser.add_argument("--only", action="append", choices=list(PACKAGES), help="a system; may be given several times")
     parser.add_argument("--conversation", type=Path, default=default / "locomo" / "locomo_dev.json")
@@ -431,6 +446,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan.of(conversation, args.turns, args.questions)
     if args.what == "answer":
         return answer(names, plan, folder, budget=args.budget, threads=args.threads)
+    if args.what == "count":
+        for name in names:
+            count(name, plan, folder)
+        return None
     until = time.monotonic() + 60 * args.minutes
     for name in names:
         done = run(name, plan, folder, until=until, threads=args.threads)

@@ -64,16 +64,23 @@ class CountingServer:
     """Serves ``/v1`` on loopback from `with` to its end. One system at a time uses it."""
 
     def __init__(
-        self, embedder: Embedder, *, kind: str = "Q8_0", context_tokens: int = WINDOW, threads: int = 1
+        self,
+        embedder: Embedder,
+        *,
+        kind: str = "Q8_0",
+        context_tokens: int = WINDOW,
+        threads: int = 1,
+        compute: bool = True,
     ) -> None:
         """Name the parts; nothing is loaded yet.
 
         Args:
             kind: of the base's weights, as for `LlamaCppEngine`; eight bits, llama.cpp's fastest here, for everyone.
             context_tokens: above `WINDOW` it stretches the model with YaRN; else it is as it was trained.
+            compute: False counts the tokens of each prompt and refuses it with 400, which no client tries again.
         """
         self._embedder, self._threads = embedder, threads
-        self._kind, self._context = kind, context_tokens
+        self._kind, self._context, self._compute = kind, context_tokens, compute
         self._calls: list[Call] = []
         self._lock = threading.Lock()
         self._key = secrets.token_urlsafe()
@@ -108,6 +115,8 @@ class CountingServer:
         start = time.perf_counter()
         if path.endswith("/embeddings"):
             status, reply = 200, self._embed(body)
+        elif not self._compute:
+            status, reply = 400, {"error": {"message": "counted, not computed"}, "prompt_tokens": self._count(body)}
         else:
             status, reply = self._ask("POST", path, json.dumps(self._request(body)).encode())
         call = _call(path, time.perf_counter() - start, status, body, reply)
@@ -125,6 +134,13 @@ class CountingServer:
         scales = [float(role.value == body.get("model")) for role in self.loras]
         lora = [{"id": n, "scale": scale} for n, scale in enumerate(scales)]
         return {**request, "max_tokens": min(int(wanted), MAX_TOKENS), "lora": lora, "cache_prompt": True}
+
+    def _count(self, body: Mapping[str, Any]) -> int:
+        if "messages" not in body:
+            return self.tokens(body["prompt"])
+        shown = {key: body[key] for key in ("messages", "tools", "tool_choice") if key in body}
+        _, reply = self._ask("POST", "/apply-template", json.dumps(shown).encode())
+        return self.tokens(reply["prompt"])
 
     def _embed(self, body: Mapping[str, Any]) -> dict[str, Any]:
         texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
@@ -181,7 +197,8 @@ def _with_window(source: Path, out: Path, tokens: int) -> None:
 
 def _call(path: str, seconds: float, status: int, body: Mapping[str, Any], reply: Mapping[str, Any]) -> Call:
     if status != 200:
-        return Call(path, seconds, status, error=json.dumps(reply.get("error", reply))[:_KEPT_CHARS])
+        error = json.dumps(reply.get("error", reply))[:_KEPT_CHARS]
+        return Call(path, seconds, status, prompt_tokens=int(reply.get("prompt_tokens", 0)), error=error)
     if "choices" not in reply:
         return Call(path, seconds, status)
     usage, choice = reply["usage"], reply["choices"][0]
