@@ -9,7 +9,10 @@ Three sets of attempts in tests/data/red_team.jsonl, told apart by "split":
 Ordinary conversations are all turns of LoCoMo's dev conversations, and what people wrote to an assistant in the
 evidence of LongMemEval; of both, the half that nobody looked at while writing rules is counted apart.
 
-    python benchmarks/screening.py [--json] [--missed]
+    python benchmarks/screening.py [--json] [--missed] [--meaning]
+
+With ``--meaning``, of `screening_meaning.MeaningScreener`: all of LoCoMo is new to it, and of LongMemEval the half that
+is "never looked at".
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from memr1_plugin.screening import RuleScreener
+from memr1_plugin.screening import RuleScreener, Screener
+from memr1_plugin.screening_meaning import MeaningScreener
 
 ROOT = Path(__file__).resolve().parent.parent
 RED_TEAM = ROOT / "tests" / "data" / "red_team.jsonl"
 DATA = Path(os.environ.get("MEMR1_DATA", ROOT.parent / "shared" / "data"))
 DESIGN = {"conv-26", "conv-30"}
 
-screener = RuleScreener()
+screener: Screener = MeaningScreener() if "--meaning" in sys.argv else RuleScreener()
 
 
 def red_team(split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

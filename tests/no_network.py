@@ -16,7 +16,6 @@ import socket
 import struct
 import sys
 import traceback
-from contextlib import suppress
 from typing import Any
 
 ATTEMPTED = 97
@@ -64,8 +63,7 @@ def forbid_internet_sockets() -> bool:
 
 def main(file: str, *arguments: str) -> None:
     """Run `file` as a program; exit with `ATTEMPTED` if it went to the network."""
-    with suppress(ImportError):  # urllib3 looks for IPv6 when it is imported, by a socket that goes nowhere
-        import urllib3  # noqa: F401
+    socket.has_ipv6 = False  # urllib3 would look for it when it is imported, by a socket that goes nowhere
     sys.addaudithook(watch)
     if os.environ.get("MEMR1_NO_SECCOMP") != "1":
         print("kernel:", forbid_internet_sockets(), file=sys.stderr)

@@ -33,6 +33,11 @@ def confined(file: Path, *arguments: str, seccomp: bool = True) -> subprocess.Co
         for name, value in os.environ.items()
         if not name.startswith(("LANGCHAIN", "LANGSMITH", "OPENAI", "OTEL"))
     }
+    site = Path(arguments[0]).parent / "site" if arguments else None
+    if site is not None:  # for processes that the bot starts, as `no_network` has it: no search for IPv6
+        site.mkdir()
+        (site / "sitecustomize.py").write_text("import socket\n\nsocket.has_ipv6 = False\n", encoding="utf-8")
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), kept.get("PYTHONPATH", "")]))
     environment = kept | {"MEMR1_NO_SECCOMP": "" if seccomp else "1"}
     command = [sys.executable, str(CHILD), str(file), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -86,7 +86,7 @@ def test_the_wheel_holds_the_package_its_prompts_and_its_loras(tmp_path: Path) -
     expected = {
         f"memr1_plugin/{path.relative_to(package).as_posix()}"
         for path in package.rglob("*")
-        if path.is_file() and path.suffix in (".py", ".txt", ".typed")
+        if path.is_file() and path.suffix in (".py", ".txt", ".typed", ".json")
     }
     loras = ROOT / "adapters"
     expected |= {
