@@ -48,7 +48,8 @@ class Settings:
     """Seconds until the background worker tries a turn again after its model failed; doubles up to 60."""
     screen: bool = True
     """Keep texts that talk to a model (injections, hidden and encoded text, links that carry data out) in quarantine:
-    journalled, visible, releasable, shown to no model. On: ordinary conversations raise no alarm (docs/security.md)."""
+    journalled, visible, releasable, shown to no model. Ordinary conversations raise no alarm; what it
+    catches is in docs/security.md."""
     redact: str | Callable[[Scope], str] | None = None
     """What is taken out of texts before they are journalled: "off", "secrets" (keys, tokens), "personal" (e-mail
     addresses, phone, card and account numbers) or "all"; or a function that says it for each scope. None: nothing, or
