@@ -133,18 +133,15 @@ def test_progress_shows_the_time_left_and_little_else(memr1: Shell, recipe: Path
     assert "clip_ratio" not in memr1.err
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, recipe: Path, logs: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(memr1: Shell, tmp_path: Path, recipe: Path, logs: Path) -> None:
     """SIGKILL in the middle of the command, the same command again: the numbers and weights of a run without it."""
     runner = Path(__file__).parent / "training" / "killed_command.py"
-
-    def run(to: str, kill_at: int = 0) -> int:
-        words = ["train", "--recipe", str(recipe), "--data", str(logs), "--out", str(tmp_path / to), "--json"]
-        environment = {**os.environ, "KILL_AT": str(kill_at)}
-        return subprocess.run([sys.executable, str(runner), *words], env=environment, capture_output=True).returncode
-
-    assert run("cut", kill_at=5) == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "best").exists()
-    assert run("cut") == 0 and run("whole") == 0
+    words = ["train", "--recipe", str(recipe), "--data", str(logs), "--json", "--out"]
+    killed = subprocess.run([sys.executable, str(runner), *words, "cut"], cwd=tmp_path, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "cut/1-answer-grpo/checkpoint-4").exists() and not (tmp_path / "cut" / "best").exists()
+    memr1(*words, "cut")
+    memr1(*words, "whole")
     one, other = (
         [
             {k: v for k, v in row.items() if "time" not in k and "per_second" not in k}
@@ -228,9 +225,14 @@ def test_the_check_names_what_should_stop_a_run(memr1: Shell, tmp_path: Path, lo
     found = memr1.json("data", "check", logs, "--held-out", logs, code=5)
     assert len(found["leaks"]) == 3 and found["blocking"]
     told = datasets.load(logs)
+    pytest.importorskip("datafog")
     said = replace(told[0].turns[0], text="Write to ana@example.com, or call +49 170 1234567.")
     datasets.save([replace(told[0], turns=(said, *told[0].turns[1:]))], tmp_path / "pii.jsonl")
-    assert "personal data: " in memr1("data", "check", tmp_path / "pii.jsonl")
+    assert "held personal data or secrets: " in memr1("data", "check", tmp_path / "pii.jsonl")
+    memr1("data", "import", tmp_path / "pii.jsonl", "--out", "clean.jsonl", "--redact", "all")
+    assert datasets.load("clean.jsonl")[0].turns[0].text == "Write to [EMAIL], or call [PHONE]."
+    assert "personal data" not in memr1("data", "check", "clean.jsonl")
+    memr1("data", "import", tmp_path / "pii.jsonl", "--out", "clean.jsonl", "--redact", "names", "--force", code=2)
     (tmp_path / "bad.jsonl").write_text(logs.read_text().splitlines()[0] + '\n{"conversation": "x", "turns": 1}\n')
     memr1("data", "check", tmp_path / "bad.jsonl", code=2)
     assert 'line 2: "turns" is int; expected list' in memr1.err

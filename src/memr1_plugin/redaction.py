@@ -74,10 +74,17 @@ class LibraryRedactor:
     def redact(self, text: str) -> str:
         """Return `text` with each find replaced by its kind in brackets: "write to [EMAIL]"."""
         parts, at = [], 0
-        for start, end, kind in _apart(span for find in self._finders for span in find(text)):
+        for start, end, kind in self._spans(text):
             parts += [text[at:start], f"[{kind}]"]
             at = end
         return "".join([*parts, text[at:]]) if parts else text
+
+    def kinds(self, text: str) -> list[str]:
+        """Return the kinds of what `redact` would take out, in order: ["EMAIL", "PHONE"]."""
+        return [kind for _, _, kind in self._spans(text)]
+
+    def _spans(self, text: str) -> Iterator[Span]:
+        return _apart(span for find in self._finders for span in find(text))
 
 
 def _apart(spans: Iterator[Span]) -> Iterator[Span]:

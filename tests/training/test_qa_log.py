@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -114,8 +115,8 @@ def _told(name: str, monday: datetime, *texts: str, questions: tuple[Question, .
     return Conversation(name, ("Ana",), turns, questions)
 
 
-def test_the_check_counts_and_warns(monday: datetime) -> None:
-    """Unlinked and repeated questions, repeated turns, and personal data by kind."""
+def test_the_check_counts_and_warns(monday: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlinked and repeated questions, repeated turns, and personal data by kind, with and without the libraries."""
     asked = (
         Question("q1", "Where?", "Rome", "4", ("a0",)),
         Question("q2", "where?", "Oslo"),
@@ -131,6 +132,9 @@ def test_the_check_counts_and_warns(monday: datetime) -> None:
     assert report.duplicate_turns == 1
     assert {(hit.kind, hit.turn) for hit in report.pii} == {("email", "a0"), ("phone", "a3")}
     assert report.blocking == []
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)  # without the libraries: patterns
+    monkeypatch.delitem(sys.modules, "memr1_plugin.redaction", raising=False)
+    assert qa_log.check([told]).pii == report.pii
     assert json.dumps(report.to_json())
 
 

@@ -82,5 +82,7 @@ def test_the_command_line_adds_data_and_cuts_steps(tmp_path: Path) -> None:
     assert stage.data.files == ("a.jsonl", "b.jsonl") and stage.data.validation == "w.jsonl"
     assert stage.trainer["max_steps"] == 2
     assert made.with_files(["b.jsonl"]).stages[0].data.validation == "v.jsonl"
+    alone = _load(tmp_path, 'role = "answer"\n[data]\ngiven = false').with_files(["b.jsonl"], "w.jsonl")
+    assert alone.stages[0].data.files == () and alone.stages[0].data.validation == "w.jsonl"
     with pytest.raises(InputError, match="at least 1"):
         made.with_max_steps(0)

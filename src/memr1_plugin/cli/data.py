@@ -65,7 +65,10 @@ def _show(report: Report) -> None:
         ("questions asked twice in a conversation", report.duplicate_questions),
         ("conversations whose messages have no time", report.undated),
         ("conversations that are held out too", report.leaks),
-        ("turns that look as if they held personal data", tuple(f"{h.kind} in {h.turn}" for h in report.pii)),
+        (
+            "turns or questions that look as if they held personal data or secrets",
+            tuple(f"{h.kind} in {h.turn}" for h in report.pii),
+        ),
     ]
     for what, ids in found:
         if ids:
@@ -83,6 +86,9 @@ def import_(
     source: Annotated[
         str, typer.Option("--from", help="journal, openai, langchain, llama-index, locomo, longmemeval or auto.")
     ] = "auto",
+    redact: Annotated[
+        str | None, typer.Option(help="Take out secrets, personal data, or all, of turns, questions and answers.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -97,6 +103,8 @@ def import_(
     if to.exists() and not force:
         raise InputError(f"{to} exists; give --force to write over it, or another --out.")
     found = _read(path, source)
+    if redact is not None:
+        found = _redacted(found, redact)
     new = to.with_name(f"{to.name}.new")
     private(new).close()  # what people said is in it
     datasets.save(found, new)
@@ -113,3 +121,12 @@ def _read(path: Path, source: str) -> list[Conversation]:
         with Where(path).open() as memory:
             return qa_log.from_bank(memory.bank)
     return qa_log.read(path, source)
+
+
+def _redacted(conversations: list[Conversation], what: str) -> list[Conversation]:
+    from memr1_plugin.redaction import LibraryRedactor
+    from memr1_plugin.training import qa_log
+
+    if what not in ("secrets", "personal", "all"):
+        raise InputError(f"--redact is {what!r}; expected secrets, personal or all.")
+    return qa_log.redacted(conversations, LibraryRedactor(what).redact)

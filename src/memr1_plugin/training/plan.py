@@ -78,10 +78,11 @@ def plan(recipe: Recipe) -> Plan:
     gpu_gb = _gpu_gb()
     on_gpu = gpu_gb is not None or _wants_gpu(recipe)
     notes: list[str] = []
+    read: dict[tuple[Any, ...], Split] = {}
     made: dict[Role, Path] = {}
     stages = []
     for stage in recipe.stages:
-        parted = _split(stage, recipe.seed, notes)
+        parted = _split(stage, recipe.seed, notes, read)
         missing += _unfit(stage, made, weights) if weights else []
         stages.append(_stage(recipe, stage, parted, made, weights, shape, on_gpu=on_gpu))
         made[stage.role] = Path(f"what {stage.name} makes")
@@ -184,19 +185,22 @@ def _fields(recipe: Recipe) -> Iterator[str]:
 # ── counts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _split(stage: Stage, seed: int, notes: list[str]) -> Split:
+def _split(stage: Stage, seed: int, notes: list[str], read: dict[tuple[Any, ...], Split]) -> Split:
+    """The stage's conversations; files that stages share are read and checked once."""
     data = stage.data
     if any(not Path(path).exists() for path in (*data.files, data.validation) if path):
         return Split((), (), "not read: a file is missing")
-    parted = split(data, seed)
-    report = qa_log.check(parted.train)
-    if report.unlinked:
-        notes.append(f"{len(report.unlinked)} questions without evidence are linked to turns by retrieval: a guess")
-    if report.pii:
-        notes.append(f"{len(report.pii)} turns look as if they held personal data: see `memr1 data check`")
-    if report.undated:
-        notes.append(f"{len(report.undated)} conversations have no times: what asks 'when' teaches nothing there")
-    return parted
+    key = (data.files, data.only, data.validation, data.validation_only, data.categories, data.unlinked, data.holdout)
+    if key not in read:
+        read[key] = split(data, seed)
+        report = qa_log.check(read[key].train)
+        if report.unlinked:
+            notes.append(f"{len(report.unlinked)} questions without evidence are linked to turns by retrieval: a guess")
+        if report.pii:
+            notes.append(f"{len(report.pii)} texts look as if they held personal data: see `memr1 data check`")
+        if report.undated:
+            notes.append(f"{len(report.undated)} conversations have no times: what asks 'when' teaches nothing there")
+    return read[key]
 
 
 def _stage(
@@ -220,7 +224,7 @@ def _stage(
         _said(lineage.start_of, stage, made, weights, stage.start or "a fresh LoRA"),
         _said(lineage.partner_of, stage, made, weights, stage.partner or "the base, zero-shot"),
         _train(stage, parted, rows),
-        parted.how if stage.data.files or stage.data.validation else _validation(stage),
+        _validation(stage, parted),
         rows,
         steps * _batch(stage) if rl else 0,
         steps,
@@ -250,10 +254,12 @@ def _train(stage: Stage, parted: Split, rows: int) -> str:
     return f"about {rows} {what}: {', '.join(parts)}" if parts else f"about {rows} {what}"
 
 
-def _validation(stage: Stage) -> str:
-    if stage.algorithm == "sft" and stage.data.synthetic_conversations:
+def _validation(stage: Stage, parted: Split) -> str:
+    if stage.algorithm == "sft" and stage.role is Role.MANAGER:
+        return "gold operations of other synthetic conversations"
+    if not parted.validation and stage.algorithm == "sft" and stage.data.synthetic_conversations:
         return "other synthetic conversations"
-    return "none; the last checkpoint is taken"
+    return parted.how
 
 
 def _rows(stage: Stage, parted: Split) -> int:

@@ -12,13 +12,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from memr1_plugin.bank.bank import Bank
-from memr1_plugin.errors import DataError, InputError
+from memr1_plugin.errors import DataError, InputError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
 from memr1_plugin.types import Answer, Scope, Turn
 
@@ -227,19 +227,42 @@ PII = {
     "phone": re.compile(r"(?<![\w.])\+?\d[\d ()/-]{7,}\d(?![\w.])"),
     "card": re.compile(r"(?<!\d)(?:\d{4}[ -]?){3}\d{4}(?!\d)"),
     "iban": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}\b"),
-    "ip address": re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"),
+    "ip": re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"),
     "secret": re.compile(r"\b(?:sk|ghp|xox[bap]|AKIA)[-_A-Za-z0-9]{16,}\b"),
 }
-"""What must not be trained on unseen. Patterns, so a hint and no guarantee."""
+"""What must not be trained on unseen, where the libraries of the extra ``redact`` are not installed: a hint."""
+
+
+def pii_finder() -> Callable[[str], Iterable[str]]:
+    """A function from a text to the kinds of personal data and secrets in it: the redaction libraries', or `PII`."""
+    try:
+        from memr1_plugin.redaction import LibraryRedactor
+    except MissingExtraError:
+        return lambda text: [kind for kind, pattern in PII.items() if pattern.search(text)]
+    found = LibraryRedactor("all")
+    return lambda text: dict.fromkeys(kind.lower() for kind in found.kinds(text))
+
+
+def redacted(conversations: Iterable[Conversation], redact: Callable[[str], str]) -> list[Conversation]:
+    """The conversations with `redact` applied to every turn, question and answer."""
+    return [
+        replace(
+            c,
+            turns=tuple(replace(t, text=redact(t.text)) for t in c.turns),
+            questions=tuple(replace(q, text=redact(q.text), answer=redact(q.answer)) for q in c.questions),
+        )
+        for c in conversations
+    ]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A turn that looks as if it held personal data."""
+    """A turn, or a question with its answer, that looks as if it held personal data."""
 
     kind: str
     conversation: str
     turn: str
+    """Its id, or the question's."""
 
 
 @dataclass(frozen=True)
@@ -317,8 +340,9 @@ def _leaks(told: Sequence[Conversation], held_out: Sequence[Conversation]) -> It
 
 
 def _hits(conversations: Sequence[Conversation]) -> Iterator[Hit]:
+    find = pii_finder()
     for conversation in conversations:
-        for turn in conversation.turns:
-            for kind, pattern in PII.items():
-                if pattern.search(turn.text):
-                    yield Hit(kind, conversation.id, turn.id)
+        texts = [(t.id, t.text) for t in conversation.turns]
+        texts += [(q.id, f"{q.text} {q.answer}") for q in conversation.questions]
+        for name, text in texts:
+            yield from (Hit(kind, conversation.id, name) for kind in find(text))

@@ -37,6 +37,8 @@ class Data:
 
     files: tuple[str, ...] = ()
     """Conversations with questions, in any format that `datasets.load` reads; ``--data`` adds to them."""
+    given: bool = True
+    """Whether ``--data`` adds to them in this stage."""
     only: tuple[str, ...] = ()
     """Ids of the conversations of `files` to train on; empty: all."""
     file_groups: int = 10
@@ -130,7 +132,8 @@ class Recipe:
         more, chosen = tuple(map(str, files)), str(validation or "")
 
         def told(data: Data) -> Data:
-            return replace(data, files=(*data.files, *more), validation=chosen or data.validation)
+            files = (*data.files, *more) if data.given else data.files
+            return replace(data, files=files, validation=chosen or data.validation)
 
         return replace(self, stages=tuple(replace(s, data=told(s.data)) for s in self.stages))
 
