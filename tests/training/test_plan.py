@@ -72,6 +72,16 @@ def test_the_papers_recipes_do_ppo_too(path: Path, tmp_path: Path) -> None:
     assert not [line for line in plan.plan(ppo).missing if "no field" in line]
 
 
+@pytest.mark.parametrize("path", sorted((RECIPES.parent / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_configurations_for_several_gpus_are_read_by_accelerate(path: Path) -> None:
+    """Each is what `accelerate launch --config_file` takes: no key that it does not know."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(path))
+    assert found.num_processes == 4 and found.mixed_precision == "bf16"
+    assert found.distributed_type.value in ("MULTI_GPU", "FSDP", "DEEPSPEED")
+
+
 def test_the_plan_names_what_is_missing(tmp_path: Path) -> None:
     """A file, a base, a LoRA to start from and a package are said before anything runs, all at once."""
     text = """
