@@ -238,12 +238,9 @@ class ManagerEnvironment:
             items = copy.items(episode.scope)
             state = digest(items)
             missing = [q for q in episode.questions if (state, q.question, q.asked_at) not in self._answers]
-            search = Retriever(copy, self.embedder, self.settings).search
-            settings = self.settings
-            return items, [
-                (state, q, search(q.question, episode.scope, settings.candidates, per_speaker=settings.per_speaker))
-                for q in missing
-            ]
+            settings, search = self.settings, Retriever(copy, self.embedder, self.settings).search
+            how: dict[str, Any] = {"per_speaker": settings.per_speaker, "floor": settings.floor}
+            return items, [(state, q, search(q.question, episode.scope, settings.candidates, **how)) for q in missing]
         finally:
             copy.close()
 

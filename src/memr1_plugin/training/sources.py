@@ -106,11 +106,6 @@ def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) 
     return told
 
 
-def file_groups(path: str | Path, groups: int, embedder: Embedder, seed: int = 0) -> Iterator[list[Example]]:
-    """Answer examples from one's own conversations with questions, in any format that `datasets.load` reads."""
-    yield from conversation_groups(load(path), groups, embedder, seed)
-
-
 def conversation_groups(
     conversations: Iterable[Conversation],
     groups: int,
