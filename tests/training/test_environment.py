@@ -252,7 +252,8 @@ def test_episodes_of_the_serving_code_fit(tmp_path: Path) -> None:
     engine = ScriptedModel(lambda p, r: "NOOP" if r is Role.MANAGER else knows(p, r), loras=TRAINED)
     turned = [e for e in manager_episodes(conversation, HashEmbedder(), keep_banks=True) if e.questions]
     managing = ManagerEnvironment(turned, engine, HashEmbedder())
-    assert len(managing) == 1 and managing.rollout_greedily()[0].breakdown.parts["exact_match"] == 1.0
+    assert [e.id for e in turned] == ["c1/t1", "c1/t3"]  # it completes the evidence; it puts a memory of it at stake
+    assert managing.rollout_greedily()[0].breakdown.parts["exact_match"] == 1.0
     assert parse("NOOP", turned[0].facts, turned[0].memories).rejections == ()
     answering = AnswerEnvironment(answer_episodes(conversation, HashEmbedder()), engine)
     assert answering.rollout_greedily()[0].breakdown.parts["exact_match"] == 1.0
