@@ -17,6 +17,7 @@ from typing import Literal
 
 from memr1_plugin.agents import llamacpp, local
 from memr1_plugin.agents.engine import Engine
+from memr1_plugin.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,6 @@ def shared_engine(model: str | Path | None = None, loras: str | Path | None = No
     key = (os.getpid(), model and str(model), loras and str(loras), os.environ.get("MEMR1_HOME"))
     with _lock:
         if key not in _open or _open[key].closed:
-            log.info("llama.cpp was chosen: %s", choice.why)
+            log.info("llama.cpp was chosen: %s", choice.why, extra=fields("engine_chosen", engine="llama.cpp"))
             _open[key] = llamacpp.open_engine(model, loras)
         return _open[key]

@@ -24,6 +24,7 @@ from memr1_plugin.agents import models
 from memr1_plugin.agents.engine import Completion, LoraInfo, Prompt, Role
 from memr1_plugin.agents.setup import prepare
 from memr1_plugin.errors import InputError, MemoryR1Error, MissingExtraError, ModelError
+from memr1_plugin.logs import fields
 
 if TYPE_CHECKING:
     from memr1_plugin.agents.decoding import Decoder
@@ -260,7 +261,7 @@ class LocalEngine:
             if options.quantize and loading.unpacks(model, options.unpack):
                 model = Unpacked(model)
             self._decoder = decoding.Decoder(model, tokenizer, reuse_prefix=options.reuse_prefix)
-            log.info("serving %s", self.id)
+            log.info("serving %s", self.id, extra=fields("engine_opened", engine="transformers"))
         return self._decoder
 
 
