@@ -83,7 +83,9 @@ class Rows:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
+        """Append a row; what is left of one that was cut short goes."""
+        if self.path.exists() and not (text := self.path.read_bytes()).endswith(b"\n"):
+            self.path.write_bytes(text[: text.rfind(b"\n") + 1])
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
