@@ -34,7 +34,6 @@ from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import as_embedder
 from memr1_plugin.evaluation.datasets import load
-from memr1_plugin.evaluation.systems import add_raw
 from memr1_plugin.retrieval import Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.testing import HashEmbedder
@@ -95,7 +94,7 @@ def users(turns: Sequence[Turn], n: int, calls: int, engine: Engine, embedder: A
             before = resident_mb()
             for u, scope in enumerate(scopes):
                 for turn in turns[u % 8 : u % 8 + KNOWN]:
-                    add_raw(memory, _of(turn, scope))
+                    remember(memory, _of(turn, scope))
             embedder.embed([turn.text for turn in turns])
             each = calls // n
             told = [turns[KNOWN + 8 + k :: max(1, len(turns) // each)][:each] for k in range(n)]
@@ -122,6 +121,13 @@ def users(turns: Sequence[Turn], n: int, calls: int, engine: Engine, embedder: A
         "MB a user": grown / n,
         "s in stages": {name: round(seconds / (each * n), 4) for name, seconds in stages.items()},
     }
+
+
+def remember(memory: Memory, turn: Turn) -> None:
+    """Make every fact of a turn a memory, with no Manager."""
+    memory.bank.record([turn])
+    facts = memory.extractor.extract(turn, None)
+    memory.bank.apply(turn.scope, [Operation(OperationKind.ADD, fact) for fact in facts], turns=[turn])
 
 
 def _of(turn: Turn, scope: Scope) -> Turn:
