@@ -400,14 +400,14 @@ def _shown(value: Any) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw prompt tokens and seconds a turn, and evidence recall, as bars."""
+    """Draw prompt tokens and processor seconds a turn, and evidence recall, as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
-    panels = (("prompt tokens a turn", True), ("s a turn p50", True), ("evidence recall", False))
+    panels = (("prompt tokens a turn", True), ("processor s a turn", True), ("evidence recall", False))
     for axis, (key, log_scale) in zip(axes, panels, strict=True):
         bars = axis.barh([row["system"] for row in rows], [row[key] or 0 for row in rows], color="#4477aa")
         axis.bar_label(bars, fmt=lambda value: _shown(float(value)), padding=2, fontsize=8)
