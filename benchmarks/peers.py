@@ -372,7 +372,9 @@ def _totals(turns: Sequence[Mapping[str, Any]]) -> Counter[str]:
 
 
 def _rejected(turns: Sequence[Mapping[str, Any]]) -> int:
-    return sum(n for name, n in _totals(turns).items() if name.startswith("rejected:"))
+    """Count this project's own completions that were no operation; one that was read and not followed is none."""
+    refused = {k: n for k, n in _totals(turns).items() if k.startswith("rejected:") and k != "rejected:unsupported"}
+    return sum(refused.values())
 
 
 def _quantile(values: Sequence[float], q: float) -> float | None:
@@ -414,6 +416,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if log_scale:
             axis.set_xscale("log")
         axis.margins(x=0.25)
+        if not log_scale:
+            axis.set_xlim(0, 1.25)
         axis.invert_yaxis()
         axis.set_title(key, fontsize=9)
         axis.tick_params(labelsize=8)
