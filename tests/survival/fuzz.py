@@ -235,6 +235,5 @@ def run(n: int, seed: int) -> Report:
     fuzz.run(n)
     numbers = tuple((f"rejected: {reason}", f"{k:,}") for reason, k in fuzz.reasons.most_common())
     numbers += tuple((f"applied: {kind}", f"{k:,}") for kind, k in sorted(fuzz.applied.items()))
-    return Report(
-        "bad models: completions", f"{n:,} for the Manager, {n:,} answers", tuple(fuzz.failures), numbers, seed
-    )
+    checked = f"{n:,} completions of the Manager, {n:,} of the Answer Agent"
+    return Report("bad models", checked, tuple(fuzz.failures), numbers, seed)

@@ -332,10 +332,14 @@ def neighbours(folder: Path, n: int, seed: int, scopes: int = 1_000) -> Report:
             seconds.append(time.perf_counter() - start)
             if found["vectors"] != own or found["memory"] != own or found["words"] or len(own) != 5:
                 failures.append(f"{tenant.user!r} holds {sorted(own)} and finds {found}")
+        held = memory.bank.stats().items
         nearest = memory.bank.search_vectors(Scope(user="other 1"), vector, 1, view="text")
         if not nearest or nearest[0][1] < 0.8:
             failures.append(f"the others are not near at all: {nearest}")
-    numbers = (("three searches of a small tenant, median", f"{1000 * sorted(seconds)[len(seconds) // 2]:.1f} ms"),)
+    numbers = (
+        ("memories in the file", f"{held:,}"),
+        ("three searches of a small tenant, median", f"{1000 * sorted(seconds)[len(seconds) // 2]:.1f} ms"),
+    )
     return Report("neighbours", f"{n:,} nearer vectors of {scopes:,} others", tuple(failures), numbers, seed)
 
 
