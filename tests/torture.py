@@ -52,6 +52,9 @@ def _crowds(given: argparse.Namespace, folder: Path) -> Iterator[Report]:
 
 def _loop(given: argparse.Namespace, folder: Path) -> Iterator[Report]:
     yield crowd.stalls(folder, tasks=64, calls=24)
+    if given.real:
+        (place := folder / "real").mkdir()
+        yield crowd.stalls(place, tasks=4, calls=3, real=True)
 
 
 def _tenants(given: argparse.Namespace, folder: Path) -> Iterator[Report]:
@@ -132,6 +135,7 @@ def main() -> int:
         "--erasures", type=int, default=60, help="memories and scopes erased, files searched after each"
     )
     parser.add_argument("--neighbours", type=int, default=1_000_000, help="nearer vectors of others")
+    parser.add_argument("--real", action="store_true", help="measure the event loop with the default model too")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31), help="repeats a run")
     parser.add_argument("--out", type=Path, help="write the table there, as Markdown")
     given = parser.parse_args()

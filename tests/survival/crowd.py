@@ -121,12 +121,19 @@ async def _stalls(memory: Memory | None, tasks: int, calls: int) -> list[tuple[f
     return await ticker
 
 
-def stalls(folder: Path, *, tasks: int, calls: int) -> Report:
-    """Measure the event loop's longest stall while `tasks` tasks talk to a memory that writes in the background."""
+def stalls(folder: Path, *, tasks: int, calls: int, real: bool = False) -> Report:
+    """Measure the event loop's longest stall while `tasks` tasks talk to a memory that writes in the background.
+
+    With `real` the default model manages, loaded before; without it one that decides by words.
+    """
     cold = "faiss" not in sys.modules
     idle = asyncio.run(_stalls(None, tasks, calls))
-    options: dict[str, Any] = {"engine": ScriptedModel.heuristic(), "embedder": HashEmbedder(), "write": "background"}
-    with Memory.open(folder / "bank.db", **options) as memory:
+    doubles: dict[str, Any] = {"engine": ScriptedModel.heuristic(), "embedder": HashEmbedder()}
+    with Memory.open(folder / "bank.db", **({} if real else doubles), write="background") as memory:
+        if real:
+            memory.observe("I live in Rome. I moved there from Berlin.", speaker="Ana")
+            memory.answer("Where does Ana live?")
+            memory.flush()
         first = asyncio.run(_stalls(memory, 1, 4))
         busy = asyncio.run(_stalls(memory, tasks, calls))
         written = sum(memory.stats().bank.changes.values())
@@ -140,4 +147,5 @@ def stalls(folder: Path, *, tasks: int, calls: int) -> Report:
     ]
     if cold:
         numbers.append(("longest stall while FAISS is loaded, once", f"{1000 * max(wall for wall, _ in first):.1f} ms"))
-    return Report("event loop", f"{tasks} tasks, {written:,} background changes", (), tuple(numbers))
+    who = "SmolLM2-135M in 4 bits" if real else "a model that decides by words"
+    return Report("event loop", f"{who}, {tasks} tasks, {written:,} background changes", (), tuple(numbers))
