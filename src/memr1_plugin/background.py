@@ -32,6 +32,7 @@ class BackgroundWriter:
         self._idle = True
         self._closing = False
         self._retry_now = False
+        self._attempt = self._failed_attempt = 0
         self.failure: BaseException | None = None
         """Why the last attempt failed; None after one that did not."""
         self._thread = threading.Thread(target=self._run, name="memr1-writer", daemon=True)
@@ -46,16 +47,19 @@ class BackgroundWriter:
     def wait_idle(self, timeout_s: float | None) -> bool:
         """Wait until everything known at this moment is managed; False when the time ran out or it fails.
 
-        A writer that waits to try again after a failure tries now.
+        A writer that waits to try again after a failure tries now; an attempt that was under way before this call and
+        fails is no answer to it.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
+            under_way = self._attempt
             self._dirty = self._retry_now = True
             if self._thread.is_alive():
                 self.failure = None
             self._changed.notify_all()
             while self._dirty or not self._idle:
-                if self.failure is not None or not self._thread.is_alive():
+                failed = self.failure is not None and self._failed_attempt > under_way
+                if failed or not self._thread.is_alive():
                     return False
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -114,11 +118,12 @@ class BackgroundWriter:
             while not self._dirty and not self._closing:
                 self._changed.wait()
             self._dirty, self._idle = False, False
+            self._attempt += 1
             return not self._closing
 
     def _pause(self, error: BaseException, retry_s: float) -> None:
         with self._changed:
-            self.failure, self._dirty = error, True
+            self.failure, self._failed_attempt, self._dirty = error, self._attempt, True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closing or self._retry_now, timeout=retry_s)
             self._retry_now = False

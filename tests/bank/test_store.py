@@ -121,6 +121,23 @@ def test_a_writer_waits_for_another(bank: Bank) -> None:
     other.close()
 
 
+def test_the_queue_inside_a_process_is_no_lock_of_another(path: Path, embedder: HashEmbedder) -> None:
+    """The busy timeout is for other processes; threads that wait for each other used to run into it in a crowd."""
+    with Bank.open(path, embedder, busy_timeout_s=0.2) as bank:
+        started = threading.Event()
+
+        def hold() -> None:
+            with bank._store.writing():
+                started.set()
+                time.sleep(0.6)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        started.wait()
+        assert bank.record([Turn("I moved.", scope=ANA)]) == [True]
+        holder.join()
+
+
 def test_a_full_disk_loses_nothing_that_was_acknowledged(bank: Bank) -> None:
     """The write that does not fit fails whole, in words; the bank is sound and goes on when there is room."""
     add(bank, "I live in Rome.")

@@ -61,12 +61,17 @@ class Process:
         for k in range(self.job["calls"]):
             kind = rng.choice(["add", "add", "replace", "replace", "remove", "read", "read", "count"])
             scope = rng.choice(self.scopes)
+            called = time.monotonic_ns()
             try:
                 await getattr(self, f"_{kind}")(scope, f"{self.job['name']}-{n}-{k}", rng)
             except UnknownItemError:
                 continue  # another task removed it between the look and the call
             except Exception as error:  # noqa: BLE001 - whatever reaches a user here is what is looked for
                 self.problems.append(f"{type(error).__name__}: {error}")
+                if kind in ("add", "count"):  # the others write once and say that nothing was written
+                    unit = {"scope": COUNTER.user if kind == "count" else scope.user, "kind": kind, "maybe": True}
+                    times = {"called": called, "returned": 1 << 62}
+                    self.events.append({**unit, **times, "after": f"text {self.job['name']}-{n}-{k}"})
 
     def _record(self, scope: Scope, called: int, kind: str, **what: Any) -> None:
         times = {"called": called, "returned": time.monotonic_ns()}

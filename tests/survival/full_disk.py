@@ -10,14 +10,13 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from crash_writer import opened
 from report import Report
 
-from memr1_plugin.errors import BankError, MemoryR1Error, ModelError
+from memr1_plugin.errors import BankError, MemoryR1Error
 from memr1_plugin.types import Scope, Turn
 
 ANA = Scope(user="ana")
@@ -101,10 +100,7 @@ class Filling:
     def give_room(self) -> None:
         """Let the disk grow, and go on with the same open memory."""
         subprocess.run(["mount", "-o", "remount,size=64m", str(self.folder)], check=True)
-        for _ in range(3):
-            with suppress(ModelError):  # the attempt that was under way when the room came
-                self.memory.flush()
-                break
+        self.memory.flush()
         self.look("after there is room again")
         first = self.memory.bank.items(ANA)[0]
         if SECRET not in first.text:

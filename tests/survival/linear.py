@@ -32,6 +32,8 @@ class Event:
     """Of read: all texts."""
     hint: int = 0
     """Which to try first, e.g. a change id. It decides nothing."""
+    maybe: bool = False
+    """It failed for its caller: it may have happened at any time after the call, or never."""
 
 
 def step(event: Event, state: State) -> State | None:
@@ -51,13 +53,13 @@ def order(events: Sequence[Event]) -> list[Event] | None:
         RuntimeError: too many states: neither is known.
     """
     events = sorted(events, key=lambda event: (event.hint, event.called))
-    everything = (1 << len(events)) - 1
+    wanted = sum(1 << n for n, event in enumerate(events) if not event.maybe)
     seen: set[tuple[int, State]] = set()
     stack: list[tuple[int, State, tuple[int, ...]]] = [(0, frozenset(), ())]
     while stack:
         done, state, path = stack.pop()
         done, path = _read_all(events, done, state, path)
-        if done == everything:
+        if done & wanted == wanted:
             return [events[n] for n in path]
         if (done, state) in seen:
             continue

@@ -103,6 +103,27 @@ def test_a_turn_survives_an_engine_that_fails_in_whatever_way(tmp_path: Path, fa
         assert memory.bank.waiting() == 0 and [c.kind.value for c in memory.history(scope=ANA)] == ["ADD"]
 
 
+def test_an_attempt_under_way_before_a_flush_does_not_fail_it(tmp_path: Path) -> None:
+    """A model that failed on a turn while `flush` was called, and works since, used to make that flush fail."""
+    asked, go_on, calls = threading.Event(), threading.Event(), []
+
+    def reply(prompt: Prompt, role: Role) -> str:
+        calls.append(role)
+        if len(calls) == 1:
+            asked.set()
+            go_on.wait(30)
+            raise TimeoutError("60 s")
+        return "ADD"
+
+    settings = Settings(certain=False, retry_s=30.0)
+    with opened(tmp_path / "bot.db", reply, write="background", settings=settings) as memory:
+        memory.observe("I live in Rome.", speaker="Ana", scope=ANA)
+        assert asked.wait(30)
+        threading.Timer(0.2, go_on.set).start()
+        memory.flush(timeout_s=60)
+        assert memory.bank.waiting() == 0 and len(calls) == 2
+
+
 class Failing:
     """An extractor or embedder part that fails as it is told."""
 

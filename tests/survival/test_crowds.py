@@ -39,6 +39,9 @@ def test_the_search_finds_an_order_where_there_is_one() -> None:
     """Calls that overlap may take effect in any order; an add may be seen before it returned."""
     assert order([add("a", 0, 9), read(1, 2), read(3, 4, "a"), read(5, 6, "a")]) is not None
     assert order([add("a", 0, 9), add("b", 0, 9), read(1, 2, "b"), read(3, 4, "a", "b")]) is not None
+    failed = Event(0, 1 << 62, "add", after="b", maybe=True)
+    assert order([add("a", 0, 1), failed, read(2, 3, "a"), read(4, 5, "a", "b")]) is not None
+    assert order([add("a", 0, 1), failed, read(2, 3, "a")]) is not None
     chain = [add("a", 0, 1), replace("b", "c", 2, 9), replace("a", "b", 2, 9), read(10, 11, "c")]
     found = order(chain)
     assert found is not None and [event.after for event in found[:3]] == ["a", "b", "c"]

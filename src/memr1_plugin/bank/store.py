@@ -70,11 +70,13 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction: committed at the end, rolled back on any exception. Not reentrant."""
-        self._check_open()
-        if not self._write_lock.lock.acquire(timeout=self.busy_timeout_s):
-            raise BankBusyError(self._busy())
-        try:
+        """One write transaction: committed at the end, rolled back on any exception. Not reentrant.
+
+        Other threads of this process are waited for as long as it takes: each of them is at work, or waits for another
+        process and gives up after `busy_timeout_s`. Only that one wait is limited, whatever the queue before it.
+        """
+        with self._write_lock.lock:
+            self._check_open()
             with self.explained():
                 self._writer.execute("BEGIN IMMEDIATE")
                 try:
@@ -84,8 +86,6 @@ class Store:
                     if self._writer.in_transaction:
                         self._writer.execute("ROLLBACK")
                     raise
-        finally:
-            self._write_lock.lock.release()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -114,14 +114,10 @@ class Store:
     @contextmanager
     def outside_transaction(self) -> Iterator[sqlite3.Connection]:
         """The writer's connection under the write lock, without a transaction (VACUUM, checkpoints, backup)."""
-        self._check_open()
-        if not self._write_lock.lock.acquire(timeout=self.busy_timeout_s):
-            raise BankBusyError(self._busy())
-        try:
+        with self._write_lock.lock:
+            self._check_open()
             with self.explained():
                 yield self._writer
-        finally:
-            self._write_lock.lock.release()
 
     def truncate_wal(self) -> None:
         """Move the WAL into the file and cut it to zero bytes, waiting for readers to leave."""
