@@ -25,7 +25,7 @@ from memr1_plugin.testing import HashEmbedder, ScriptedModel
 ANA = Scope(user="ana")
 KEY = "0123456789abcdef" * 4
 """Raw, so that no test waits for a key to be derived."""
-FACT = "My dog is called Rex."
+FACT = "My dog is called Rexamillion."
 OPTIONS: dict[str, Any] = {"engine": ScriptedModel.heuristic(), "embedder": HashEmbedder()}
 
 
@@ -43,7 +43,7 @@ def test_doors_find_the_key_in_the_environment(tmp_path: Path, monkeypatch: pyte
     assert door.recall("What is my dog called?") and door.memory.bank.encrypted
     assert Memory.shared(path, **OPTIONS) is door.memory
     door.memory.close()
-    assert b"Rex" not in raw(tmp_path)
+    assert b"Rexamillion" not in raw(tmp_path)
     monkeypatch.delenv("MEMR1_KEY")
     with pytest.raises(BankError, match="give its key"):
         Door.open("test.door", Address.of("ana"), path=path, **OPTIONS)
@@ -124,13 +124,13 @@ def memr1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 def test_the_command_line_takes_the_key_from_the_environment(memr1: Any, tmp_path: Path) -> None:
     """add, search and export work under MEMR1_KEY; a wrong key or none is exit code 4, and is not repeated."""
     assert memr1("add", FACT, "--user", "ana")[0] == 0
-    assert b"Rex" not in raw(tmp_path)
-    assert "Rex" in memr1("search", "dog", "--user", "ana")[1]
+    assert b"Rexamillion" not in raw(tmp_path)
+    assert "Rexamillion" in memr1("search", "dog", "--user", "ana")[1]
     for wrong in (None, "f" * 64):
         code, printed, told = memr1("search", "dog", "--user", "ana", key=wrong)
         assert code == 4 and not printed and "key" in told and "f" * 64 not in told
     code, printed, told = memr1("export", "--all")
-    assert code == 0 and "not encrypted" in told and "Rex" in printed
+    assert code == 0 and "not encrypted" in told and "Rexamillion" in printed
 
 
 def test_a_plain_bank_becomes_an_encrypted_one_by_export_and_import(memr1: Any, tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_plain_bank_becomes_an_encrypted_one_by_export_and_import(memr1: Any, 
     assert memr1("add", FACT, "--user", "ana", "--db", "plain.db", key=None)[0] == 0
     assert memr1("export", "--all", "--db", "plain.db", "--out", "rows.jsonl", key=None)[0] == 0
     assert memr1("import", "rows.jsonl", "--trusted", "--db", "bot.db")[0] == 0
-    assert "Rex" in memr1("history", "--user", "ana", "--db", "bot.db")[1]
-    assert b"Rex" not in (tmp_path / "bot.db").read_bytes()
+    assert "Rexamillion" in memr1("history", "--user", "ana", "--db", "bot.db")[1]
+    assert b"Rexamillion" not in (tmp_path / "bot.db").read_bytes()
 
 
 def test_doctor_says_whether_a_bank_is_encrypted_and_who_can_read_it(memr1: Any, tmp_path: Path) -> None:

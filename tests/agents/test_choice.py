@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,8 +55,9 @@ def test_llamacpp_serves_where_it_alone_is_installed(
     again.close()
 
 
-def test_without_any_engine_the_error_names_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_engine_the_error_names_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither extra there: opening says which to install."""
+    monkeypatch.setenv("MEMR1_HOME", str(tmp_path))  # another test's engine may be open, and shared, in this process
     without(monkeypatch, "torch", "xllamacpp")
     with pytest.raises(MissingExtraError, match=r"memr1-plugin\[local\]"):
         choice.shared_engine()

@@ -17,7 +17,7 @@ from memr1_plugin.bank.bank import Bank
 from memr1_plugin.errors import BankError, InputError, MissingExtraError
 from memr1_plugin.testing import HashEmbedder, ScriptedModel
 
-SECRET = "the cat is called Rex"
+SECRET = "the cat is called Rexamillion"  # long: three letters turn up in random bytes now and then
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_no_word_is_in_the_files_and_all_of_it_comes_back(tmp_path: Path, key: A
     path = tmp_path / "bank.db"
     with Bank.open(path, HashEmbedder(), key=key, persist_from=1) as bank:
         first = add(bank, SECRET)
-        assert b"Rex" not in raw(tmp_path) and b"rex" not in raw(tmp_path)
+        assert b"Rexamil" not in raw(tmp_path) and b"rexamil" not in raw(tmp_path)
     assert not (tmp_path / "bank.db.index").exists()
     with Bank.open(path, HashEmbedder(), key=key) as bank:
-        assert found(bank, "Rex") == near(bank, "Rex") == [first] and bank.check() == []
+        assert found(bank, "Rexamillion") == near(bank, "Rexamillion") == [first] and bank.check() == []
         bank.forget(ANA, first)
-        add(bank, "I have a dog.")
-    assert b"dog" not in raw(tmp_path) and not path.read_bytes().startswith(b"SQLite format 3")
+        add(bank, "I have a dachshund.")
+    assert b"dachshund" not in raw(tmp_path) and not path.read_bytes().startswith(b"SQLite format 3")
 
 
 @pytest.mark.usefixtures("_sqlcipher")
@@ -89,9 +89,9 @@ def test_a_memory_replays_into_a_bank_under_the_same_key(tmp_path: Path) -> None
     with Memory.open(tmp_path / "bot.db", **options) as memory:
         memory.observe(SECRET)
         memory.replay(into=tmp_path / "again.db")
-    assert b"Rex" not in raw(tmp_path)
+    assert b"Rexamil" not in raw(tmp_path)
     with Memory.open(tmp_path / "again.db", **options) as memory:
-        assert memory.search("Rex")
+        assert memory.search("Rexamillion")
 
 
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_every_file_of_a_bank_is_its_owners_alone(tmp_path: Path) -> None:
     try:
         with Bank.open(tmp_path / "bank.db", HashEmbedder(), persist_from=1) as bank:
             add(bank, SECRET)
-            assert near(bank, "Rex")
+            assert near(bank, "Rexamillion")
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
             assert modes == {"bank.db": 0o600, "bank.db-wal": 0o600, "bank.db-shm": 0o600}
         index = tmp_path / "bank.db.index"
