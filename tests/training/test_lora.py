@@ -90,3 +90,27 @@ def test_unknown_fields_and_the_base_role_are_refused(base: Path, tmp_path: Path
         TrainingRun.read(folder)
     with pytest.raises(InputError, match="base has no LoRA"):
         TrainingRun.of(Role.BASE, models.in_folder(base), "", 0)
+
+
+def test_the_average_lies_between_and_serves(base: Path, tmp_path: Path) -> None:
+    """Each weight is the weighted mean, and the result is a LoRA that serving takes."""
+    first, second = _saved(base, tmp_path / "a"), _saved(base, tmp_path / "b")
+    run = TrainingRun.of(Role.ANSWER, models.in_folder(base), "cafe", 3, algorithm="average")
+    path = lora.average({first: 0.75, second: 0.25}, tmp_path / "mean", run)
+    a, b, mean = load_file(first / lora.WEIGHTS), load_file(second / lora.WEIGHTS), load_file(path)
+    for name, tensor in mean.items():
+        wanted = (0.75 * a[name].float() + 0.25 * b[name].float()).to(torch.bfloat16)
+        assert torch.equal(tensor, wanted)
+    assert models.read_lora(tmp_path / "mean", Role.ANSWER, models.in_folder(base))
+
+
+def test_what_cannot_be_averaged_is_told(base: Path, tmp_path: Path) -> None:
+    """Weights that do not add up to 1, and LoRAs of different shapes."""
+    first = _saved(base, tmp_path / "a")
+    run = TrainingRun.of(Role.ANSWER, models.in_folder(base), "cafe", 3)
+    with pytest.raises(InputError, match=r"add up to 0\.5; expected 1"):
+        lora.average({first: 0.5}, tmp_path / "mean", run)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora.default_config(r=2))
+    lora.save(model, tmp_path / "b", run)
+    with pytest.raises(InputError, match="different matrices"):
+        lora.average({first: 0.5, tmp_path / "b": 0.5}, tmp_path / "mean", run)

@@ -132,3 +132,34 @@ def halve(path: Path) -> None:
     """Rewrite a safetensors file in bfloat16: LoRA weights keep their range, and half the bytes are enough."""
     tensors = {name: t.to(torch.bfloat16).contiguous() for name, t in load_file(str(path)).items()}
     save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def average(parts: Mapping[Path, float], folder: str | Path, run: TrainingRun) -> Path:
+    """Save the weighted mean of LoRAs of one lineage, with the `run` that says so; returns the weights' path.
+
+    Between what SFT taught and what RL went on to, a point often does better than either end: it keeps what RL had no
+    reward for. After WiSE-FT (Wortsman et al. 2022). The A and B matrices are averaged each for themselves, which
+    makes sense only where one LoRA was trained on from another.
+
+    Args:
+        parts: folder of each LoRA, and its weight; the weights add up to 1.
+
+    Raises:
+        InputError: the weights do not add up to 1, or the LoRAs have different shapes.
+    """
+    if abs(sum(parts.values()) - 1.0) > 1e-6:
+        raise InputError(f"the weights add up to {sum(parts.values()):g}; expected 1.")
+    loaded = [(load_file(str(Path(part) / WEIGHTS)), weight) for part, weight in parts.items()]
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors, _ in loaded]
+    if any(other != shapes[0] for other in shapes):
+        raise InputError("the LoRAs have different matrices; expected LoRAs of one lineage, with one r and one target.")
+    mean = {
+        name: torch.stack([tensors[name].float() * weight for tensors, weight in loaded]).sum(0) for name in shapes[0]
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(mean, str(folder / WEIGHTS), metadata={"format": "pt"})
+    halve(folder / WEIGHTS)
+    shutil.copyfile(Path(next(iter(parts))) / "adapter_config.json", folder / "adapter_config.json")
+    run.write(folder)
+    return folder / WEIGHTS
