@@ -11,6 +11,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+ROLES = ("manager", "answer")
+"""Folders that ship; others beside them ("answer-sft") are what training goes on from."""
+
 
 class LorasIntoWheel(BuildHookInterface):  # type: ignore[type-arg]
     """Map every file of adapters/<base>/<role>/ to memr1_plugin/_loras/<base>/<role>/."""
@@ -21,5 +24,5 @@ class LorasIntoWheel(BuildHookInterface):  # type: ignore[type-arg]
             return
         loras = Path(self.root, "adapters")
         for file in sorted(loras.glob("*/*/*")):
-            if file.is_file():
+            if file.is_file() and file.parent.name in ROLES:
                 build_data["force_include"][str(file)] = f"memr1_plugin/_loras/{file.relative_to(loras).as_posix()}"

@@ -90,7 +90,9 @@ def test_the_wheel_holds_the_package_its_prompts_and_its_loras(tmp_path: Path) -
     }
     loras = ROOT / "adapters"
     expected |= {
-        f"memr1_plugin/_loras/{path.relative_to(loras).as_posix()}" for path in loras.glob("*/*/*") if path.is_file()
+        f"memr1_plugin/_loras/{path.relative_to(loras).as_posix()}"
+        for role in ("manager", "answer")
+        for path in loras.glob(f"*/{role}/*")
     }
     assert expected <= names
     assert all(name.startswith("memr1_plugin/") for name in names)
