@@ -25,6 +25,8 @@ TRAINED = "answer"
 ZERO_SHOT = "answer_zero_shot"
 ABSTENTION = "I don't remember anything about that."
 MAX_USED = 8
+MAX_CHARS = 4_000
+"""A completion is read this far: `Prompt.max_tokens` is 48, and an engine that does not keep to it fills no answer."""
 COMPLETION = re.compile(r"\s*([0-9]{1,4}(?: [0-9]{1,4})*) ->[ ]?(.*)", re.DOTALL)
 """Numbers of memories, then the answer. Training's format reward reads it too."""
 
@@ -71,7 +73,7 @@ def parse(text: str, items: Sequence[MemoryItem]) -> tuple[tuple[int, ...], str]
     Text that is not in the language is taken as an answer that names no memory; unknown numbers are dropped.
     """
     shown = by_date(items)
-    match = COMPLETION.match(text := storable(text))
+    match = COMPLETION.match(text := storable(text[:MAX_CHARS]))
     if match is None:
         words = one_line(text)
         return (), "" if words.casefold().rstrip(".") in ("none", "") else words
