@@ -95,6 +95,13 @@ def test_a_model_that_fails_raises_and_is_never_a_noop() -> None:
         Manager(ScriptedModel(fails)).decide([fact("a")], [[item(1, "b")]])
 
 
+def test_a_noop_does_not_drop_the_one_new_word_of_a_short_fact() -> None:
+    """ "I live in Berlin now" shares half of its words with "I live in Paris", and was dropped as said before."""
+    known = item(1, "I live in Paris.", score=0.9)
+    assert followed("NOOP", "I live in Berlin now.", known) == [("ADD", None, "rule")]
+    assert followed("NOOP", "I do live in Paris.", known) == [("NOOP", None, "manager")]
+
+
 def test_a_noop_is_believed_only_where_the_speaker_said_as_much_before() -> None:
     """A Manager LoRA said NOOP to half of a real dialogue, and with that a quarter of the evidence was gone."""
     said, added = [("NOOP", None, "manager")], [("ADD", None, "rule")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Turned:
     facts: tuple[Fact, ...]
     questions: tuple[Asked, ...]
     ruled: tuple[Operation, ...] = ()
+    near: tuple[tuple[MemoryItem, ...], ...] | None = None
     id: str = "e1"
     scope: Scope = ANA
 
@@ -51,6 +52,11 @@ class Turned:
     def memories(self) -> tuple[MemoryItem, ...]:
         """All of the bank."""
         return tuple(self.bank.items(self.scope))
+
+    @property
+    def related(self) -> tuple[tuple[MemoryItem, ...], ...]:
+        """What was retrieved for each fact; all of the bank, if that is not said."""
+        return (self.memories,) * len(self.facts) if self.near is None else self.near
 
     def open_bank(self) -> Bank:
         """A copy of the bank."""
@@ -101,11 +107,11 @@ def environment(bank: Bank, reply: object = knows, **options: object) -> tuple[M
 
 
 def test_a_completion_is_judged_by_what_is_answered_after_it(bank: Bank) -> None:
-    """The right update answers both questions, forgetting the cat one of them, doing nothing the other."""
+    """The right update answers both questions, forgetting the cat one of them; a NOOP that is overruled keeps both."""
     env, _ = environment(bank)
     update, wrong, nothing = env.score(0, ["UPDATE 2", "UPDATE 1", "NOOP"])
     assert update.breakdown.parts["exact_match"] == update.breakdown.parts["evidence_coverage"] == 1.0
-    assert wrong.breakdown.parts["exact_match"] == nothing.breakdown.parts["exact_match"] == 0.5
+    assert (wrong.breakdown.parts["exact_match"], nothing.breakdown.parts["exact_match"]) == (0.5, 1.0)
     assert wrong.breakdown.parts["evidence_coverage"] == 0.5  # the item keeps turn t1's id, and not its words
     assert update.breakdown.total > max(wrong.breakdown.total, nothing.breakdown.total)
 
@@ -123,9 +129,9 @@ def test_every_completion_has_a_copy_of_the_bank(bank: Bank) -> None:
 def test_answers_for_one_bank_state_are_computed_once(bank: Bank) -> None:
     """Completions that lead to one state share its answers, and a completion seen before costs nothing."""
     env, engine = environment(bank)
-    env.score(0, ["NOOP", " NOOP ", "NOOP\n"])
+    env.score(0, ["ADD", " ADD ", "NOOP"])  # the NOOP is overruled: the fact is added
     assert env.asked == len(engine.calls) == 2  # two questions, one state
-    env.score(0, ["NOOP", "ADD"])
+    env.score(0, ["ADD", "UPDATE 2"])
     assert env.asked == len(engine.calls) == 4
     assert all(call.role is Role.ANSWER for call in engine.calls)
 
@@ -147,6 +153,28 @@ def test_a_completion_that_says_nothing_readable_is_worth_the_floor(bank: Bank) 
     [bad] = env.score(0, ["I think we should UPDATE 9"])
     assert bad.breakdown.total == 0.0 and set(bad.breakdown.parts.values()) == {0.0}
     assert bad.choices == ("refused",) and bad.detail["refused"][0]["reason"] == "unparseable"
+
+
+def test_a_decision_that_is_overruled_costs_form(bank: Bank) -> None:
+    """A NOOP that no memory bears out ends as an ADD, as in serving. It once earned all that the ADD did, so a group
+    of both had no variance and taught nothing."""
+    env, _ = environment(bank)
+    added, dropped = env.score(0, ["ADD", "NOOP"])
+    assert dropped.breakdown.parts["exact_match"] == added.breakdown.parts["exact_match"]  # the fact is kept
+    assert (added.breakdown.parts["format_validity"], dropped.breakdown.parts["format_validity"]) == (1.0, 0.0)
+    assert 0 < dropped.breakdown.total < added.breakdown.total and dropped.choices == ("NOOP",)
+    assert [refused["reason"] for refused in dropped.detail["refused"]] == ["unsupported"]
+
+
+def test_each_fact_is_believed_by_the_memories_retrieved_for_it(bank: Bank) -> None:
+    """Two facts in one turn: the memory that bears out a DELETE for one of them bears out none for the other."""
+    cat, home = bank.items(ANA)
+    facts = (fact("Rex is gone.", "t3", day=1), fact("I moved away.", "t3", day=1))
+    asked = (Asked("What is the cat called?", "Rex", ("t1",)),)
+    episode = replace(Turned(bank, facts, asked), near=((cat,), (home,)))
+    env = ManagerEnvironment([episode], ScriptedModel(knows, loras=TRAINED), HashEmbedder())
+    own, other = env.score(0, ["DELETE 1\nDELETE 2", "DELETE 2\nDELETE 1"])
+    assert (own.breakdown.parts["format_validity"], other.breakdown.parts["format_validity"]) == (1.0, 0.0)
 
 
 def test_a_failing_answer_agent_raises(bank: Bank) -> None:

@@ -62,6 +62,11 @@ class Episode:
         """Everything the bank holds."""
         return tuple(self.bank.items(self.scope))
 
+    @property
+    def related(self) -> tuple[tuple[MemoryItem, ...], ...]:
+        """The same for every fact."""
+        return (self.memories,) * len(self.facts)
+
     def open_bank(self) -> Bank:
         """A copy of the bank before the turn."""
         return self.bank.snapshot(self.scope)

@@ -35,6 +35,10 @@ LINE_CHARS = 280
 """A memory or fact longer than this is cut in the Manager's view (never in the bank)."""
 
 
+SHORT = 3
+"""Words (stems, stop words out) of a fact in which one new word is likely all that it says."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What to do with a turn's facts, who decided it, and what it cost."""
@@ -87,7 +91,8 @@ def certain(fact: Fact, memories: Sequence[MemoryItem]) -> Operation | None:
 def believed(operation: Operation, related: Sequence[MemoryItem], settings: Settings) -> bool:
     """Return whether the memories bear out what the model decided.
 
-    A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words.
+    A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words,
+    and all of it where it is `SHORT` ("I live in Berlin" repeats half of "I live in Paris", and is news).
     A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory. And nobody's word ends
     or replaces what somebody else said. An ADD loses nothing.
 
@@ -102,7 +107,7 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
     own = [item for item in related if _one_voice(item.speaker, fact.speaker)]
     close = [item for item in own if item.score is None or item.score >= settings.believed_floor]
     if operation.kind is OperationKind.NOOP:
-        return any(_repeated(fact, item) >= 0.5 for item in close)
+        return any(_repeats(fact, item) for item in close)
     return any(item.id == operation.target for item in (own if operation.kind is OperationKind.UPDATE else close))
 
 
@@ -111,10 +116,11 @@ def _one_voice(*speakers: str) -> bool:
     return len({speaker.casefold() for speaker in speakers} - {"user"}) <= 1
 
 
-def _repeated(fact: Fact, item: MemoryItem) -> float:
-    """Return the share of the fact's words (stems, stop words out) that a memory has."""
+def _repeats(fact: Fact, item: MemoryItem) -> bool:
+    """True if a memory has half of the fact's words (stems, stop words out), or all of a short fact's."""
     wanted = set(terms(fact.text))
-    return len(wanted & set(terms(item.text))) / len(wanted) if wanted else 1.0
+    needed = len(wanted) if len(wanted) <= SHORT else len(wanted) / 2
+    return len(wanted & set(terms(item.text))) >= needed
 
 
 def restrain(

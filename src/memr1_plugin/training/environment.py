@@ -13,14 +13,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from memr1_plugin.agents import answerer, manager
 from memr1_plugin.agents.answerer import Answerer
 from memr1_plugin.agents.engine import Engine, Prompt, Role
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError
-from memr1_plugin.operations import Parsed, parse
+from memr1_plugin.operations import Parsed, Rejection, parse
 from memr1_plugin.retrieval import Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.training import rewards
@@ -69,7 +69,11 @@ class ManagerEpisode(Protocol):
 
     @property
     def memories(self) -> tuple[MemoryItem, ...]:
-        """The memories that the Manager is shown, by date."""
+        """The memories that the Manager is shown, most related first."""
+
+    @property
+    def related(self) -> Sequence[Sequence[MemoryItem]]:
+        """For each fact the memories that were retrieved for it."""
 
     @property
     def ruled(self) -> tuple[Operation, ...]:
@@ -225,22 +229,22 @@ class ManagerEnvironment:
             after = [self._apply(bank, episode, p) for p in parsed]
         finally:
             bank.close()
-        self._answer([asked for _, missing in after for asked in missing])
-        return [self._outcome(episode, state, before, p, items) for p, (items, _) in zip(parsed, after, strict=True)]
+        self._answer([asked for done in after for asked in done.missing])
+        return [self._outcome(episode, state, before, p, done) for p, done in zip(parsed, after, strict=True)]
 
-    def _apply(self, bank: Bank, episode: ManagerEpisode, parsed: Parsed) -> tuple[list[MemoryItem], list[_Asked]]:
-        """Return the items after `parsed`, and the questions that were never asked of that state."""
+    def _apply(self, bank: Bank, episode: ManagerEpisode, parsed: Parsed) -> _Applied:
         copy = bank.snapshot(episode.scope)
         try:
-            asked = [(fact, episode.memories) for fact in episode.facts]
-            decided, _ = manager.followed(parsed, asked, episode.memories, self.settings)  # as serving would
+            asked = list(zip(episode.facts, episode.related, strict=True))
+            decided, unsupported = manager.followed(parsed, asked, episode.memories, self.settings)  # as serving would
             copy.apply(episode.scope, [*episode.ruled, *decided])
             items = copy.items(episode.scope)
             state = digest(items)
             missing = [q for q in episode.questions if (state, q.question, q.asked_at) not in self._answers]
             settings, search = self.settings, Retriever(copy, self.embedder, self.settings).search
             how: dict[str, Any] = {"per_speaker": settings.per_speaker, "floor": settings.floor}
-            return items, [(state, q, search(q.question, episode.scope, settings.candidates, **how)) for q in missing]
+            found = [(state, q, search(q.question, episode.scope, settings.candidates, **how)) for q in missing]
+            return _Applied(items, unsupported, found)
         finally:
             copy.close()
 
@@ -256,16 +260,16 @@ class ManagerEnvironment:
         state: str,
         before: Sequence[MemoryItem],
         parsed: Parsed,
-        after: Sequence[MemoryItem],
+        done: _Applied,
     ) -> Outcome:
-        form = rewards.manager_format(parsed, len(episode.facts))
+        form, after = rewards.manager_format(parsed, len(episode.facts)), done.items
         answers = [self._answers[digest(after), q.question, q.asked_at] for q in episode.questions]
         given = ["" if a.abstained else a.text for a in answers]
         pairs = [(text, q.answer) for text, q in zip(given, episode.questions, strict=True)]
         parts = {
             "exact_match": statistics.fmean(rewards.exact_match(*pair) for pair in pairs),
             "token_f1": statistics.fmean(rewards.token_f1(*pair) for pair in pairs),
-            "format_validity": form,
+            "format_validity": rewards.manager_format(parsed, len(episode.facts), len(done.unsupported)),
             "compression": rewards.compression(_words(before), _words(after), max(1, _words(episode.facts))),
         }
         if "evidence_coverage" in self.parts:
@@ -275,16 +279,26 @@ class ManagerEnvironment:
             held = rewards.held_turns(said, after)
             with_evidence = [q.evidence for q in episode.questions if q.evidence]
             parts["evidence_coverage"] = statistics.fmean(rewards.evidence_coverage(e, held) for e in with_evidence)
-        refused = [{"line": r.line, "reason": r.reason} for r in parsed.rejections]
+        refused = [{"line": r.line, "reason": r.reason} for r in (*parsed.rejections, *done.unsupported)]
         return Outcome(
             rewards.combine(parts, self.weights) if form else rewards.floor(self.parts, self.weights),
             state,
-            (*(op.kind.value for op in parsed.operations), *("refused" for _ in refused)),
+            (*(op.kind.value for op in parsed.operations), *("refused" for _ in parsed.rejections)),
             {"id": episode.id, "refused": refused, "answers": [{"got": got, "gold": gold} for got, gold in pairs]},
         )
 
 
 _Asked = tuple[str, LinkedQuestion, list[MemoryItem]]
+
+
+class _Applied(NamedTuple):
+    """What a completion made of the bank."""
+
+    items: list[MemoryItem]
+    unsupported: list[Rejection]
+    """Decisions that serving does not follow, for nothing bears them out."""
+    missing: list[_Asked]
+    """The questions that were never asked of that state, with what is retrieved for them there."""
 
 
 class AnswerEnvironment:

@@ -113,6 +113,8 @@ class ManagerEpisode:
     facts: tuple[Fact, ...]
     memories: tuple[MemoryItem, ...]
     """Most related first, as the prompt lists them."""
+    related: tuple[tuple[MemoryItem, ...], ...]
+    """For each fact those that were retrieved for it: what its decision is believed by."""
     ruled: tuple[Operation, ...]
     """Operations on the turn's other facts, which were certain."""
     questions: tuple[Linked, ...]
@@ -350,6 +352,7 @@ def _manager_episode(
         conversation.scope,
         open_facts,
         tuple(shown),
+        tuple(tuple(r) for r, op in zip(related, ruled, strict=True) if op is None),
         tuple(op for op in ruled if op is not None),
         questions,
         None if known is None else tuple(gold_operations(known, open_facts, shown)),

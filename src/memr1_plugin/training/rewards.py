@@ -75,11 +75,12 @@ def _abstention(prediction: str, gold: str) -> float:
     return float(not prediction.strip() and not gold.strip())
 
 
-def manager_format(parsed: Parsed, n_facts: int) -> float:
-    """How much of a Manager completion is in the operation language?
+def manager_format(parsed: Parsed, n_facts: int, unsupported: int = 0) -> float:
+    """How much of a Manager completion is in the operation language, and followed?
 
     Formula: valid lines / max(facts, lines written); a line that is missing, unparseable, names an unknown memory
-    or comes on top is not valid.
+    or comes on top is not valid, and neither is one of the `unsupported`, which serving does not follow because no
+    memory bears it out (`agents.manager.followed`): what is decided and overruled would otherwise cost nothing.
 
     >>> from memr1_plugin.operations import parse
     >>> from memr1_plugin.types import Fact, aware
@@ -94,7 +95,7 @@ def manager_format(parsed: Parsed, n_facts: int) -> float:
         raise InputError("there are no facts, so a completion has no lines to be valid. Skip turns without facts.")
     refused = sum(r.reason != "extra" for r in parsed.rejections)
     extra = len(parsed.rejections) - refused
-    return max(0, n_facts - refused) / (n_facts + extra)
+    return max(0, n_facts - refused - unsupported) / (n_facts + extra)
 
 
 def answer_format(completion: str, items: Sequence[MemoryItem]) -> float:

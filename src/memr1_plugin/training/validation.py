@@ -85,13 +85,13 @@ class GoldOperations:
 
     def _outcome(self, episode: ManagerEpisode, text: str) -> Outcome:
         parsed = parse(text, episode.facts, episode.memories)
-        asked = [(fact, episode.memories) for fact in episode.facts]
-        followed, _ = manager.followed(parsed, asked, episode.memories, self.settings)
+        asked = list(zip(episode.facts, episode.related, strict=True))
+        followed, unsupported = manager.followed(parsed, asked, episode.memories, self.settings)
         decided = [(op.kind, op.target) for op in followed]
         gold = [(op.kind, op.target) for op in episode.gold or ()]
         parts = {
             "right": float(decided == gold),
-            "format_validity": rewards.manager_format(parsed, len(episode.facts)),
+            "format_validity": rewards.manager_format(parsed, len(episode.facts), len(unsupported)),
         }
         choices = tuple(kind.value for kind, _ in decided)
         return Outcome(rewards.combine(parts, self.weights), digest(episode.memories), choices, {"id": episode.id})
