@@ -145,7 +145,7 @@ def test_greedy_decoding_is_that_of_transformers(tiny: Path) -> None:
 @pytest.mark.parametrize("quantize", [True, False])
 def test_four_bits_batch_like_one(tiny: Path, quantize: bool) -> None:
     """The 4-bit kernels give a row the same completion whatever its company."""
-    engine = LocalEngine(tiny, {}, options=LocalOptions(quantize=quantize, dtype="float32"))
+    engine = LocalEngine(tiny, {}, options=LocalOptions(quantize=quantize, dtype="float32", unpack=False))
     assert texts(engine.complete(MANY, Role.BASE)) == [engine.complete([p], Role.BASE)[0].text for p in MANY]
     assert engine.id.startswith(f"tiny {'nf4' if quantize else 'dense'} float32 ")
     engine.close()
@@ -191,15 +191,22 @@ def test_an_unpacked_engine_serves_its_roles_and_says_what_it_is(tiny: Path, lor
 
 
 def test_unpacking_is_for_processors_that_gain_by_it(tiny: Path, loras: Path) -> None:
-    """By itself a model is unpacked on a CPU in bfloat16 alone; a LoRA that is no plain sum is left packed."""
-    base = loading.load_base(tiny, device="cpu", dtype=torch.float32)
-    assert not loading.unpacks(base, None) and loading.unpacks(base, True)
-    brief = loading.load_base(tiny, device="cpu", dtype=torch.bfloat16)
-    assert loading.unpacks(brief, None) and not loading.unpacks(brief, False)
+    """By itself a model is unpacked on a CPU, in either dtype; a LoRA that is no plain sum is left packed."""
+    for dtype in (torch.float32, torch.bfloat16):
+        base = loading.load_base(tiny, device="cpu", dtype=dtype)
+        assert loading.unpacks(base, None) and not loading.unpacks(base, False)
+    assert not loading.gains_unpacked("cuda")
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True)
     dora = peft.get_peft_model(loading.load_base(tiny, quantize=False, device="cpu", dtype=torch.float32), config)
     assert not loading.unpacks(dora, True)
+
+
+def test_a_model_is_unpacked_only_where_there_is_room(tiny: Path) -> None:
+    """An 8B model is 32 GB a role in float32: its 4-bit form is why it fits, and it must stay."""
+    base = loading.load_base(tiny, device="cpu", dtype=torch.float32)
+    dense = sum(p.numel() for n, p in loading.load_base(tiny, quantize=False).named_parameters() if "_proj" in n) * 4
+    assert loading.roomy(base, available=2 * dense) and not loading.roomy(base, available=2 * dense - 1)
 
 
 def test_every_completion_is_a_valid_operation_list(engine: LocalEngine) -> None:

@@ -19,6 +19,7 @@ from memr1_plugin.agents.unpacked import fits
 from memr1_plugin.errors import MissingExtraError, ModelError
 
 try:
+    import psutil
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -99,16 +100,25 @@ def load_base(
 def unpacks(model: Any, wanted: bool | None) -> bool:
     """Say whether a 4-bit `model` is to be computed unpacked (`unpacked`): as `wanted`, or where that is faster."""
     if wanted is None:
-        wanted = gains_unpacked(model.device.type, model.dtype)
+        wanted = gains_unpacked(model.device.type) and roomy(model)
     return wanted and model.device.type == "cpu" and fits(model)
 
 
-def gains_unpacked(device: str, dtype: torch.dtype) -> bool:
-    """Say whether 4-bit weights are faster computed unpacked: on a CPU in bfloat16.
+def roomy(model: Any, available: int | None = None) -> bool:
+    """Say whether the dense matrices of `model`, once for each LoRA and the base, take at most half of free memory.
 
-    In float32 a dense matrix takes as long to read as a packed one to unpack.
+    Args:
+        available: bytes that are free; None asks the system.
     """
-    return device == "cpu" and dtype == torch.bfloat16
+    weights = sum(m.in_features * m.out_features for m in model.modules() if hasattr(m, "compute_type_is_set"))
+    roles = 1 + len(getattr(model, "peft_config", {}))
+    free = psutil.virtual_memory().available if available is None else available
+    return bool(weights * model.dtype.itemsize * roles <= free / 2)
+
+
+def gains_unpacked(device: str) -> bool:
+    """Say whether 4-bit weights are faster computed unpacked: on a CPU (docs/engines.md)."""
+    return device == "cpu"
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

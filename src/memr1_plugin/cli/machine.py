@@ -119,8 +119,7 @@ def _engine(model: str) -> dict[str, Any]:
     if found.engine == "transformers":
         from memr1_plugin.agents import hardware, loading
 
-        device = hardware.choose_device()
-        unpacked = loading.gains_unpacked(device, hardware.choose_dtype(device))
+        unpacked = loading.gains_unpacked(hardware.choose_device())
         row["weights"] = "nf4, computed unpacked, each LoRA added in" if unpacked else "nf4"
     return row
 
