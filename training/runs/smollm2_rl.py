@@ -16,6 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
 from memr1_plugin.agents.engine import Role
 from memr1_plugin.agents.loading import load_tokenizer
 from memr1_plugin.agents.models import find_loras, resolve
@@ -23,11 +27,12 @@ from memr1_plugin.agents.setup import prepare
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import load
 from memr1_plugin.settings import Settings
-from memr1_plugin.training import lora, rl, sources, synthetic
+from memr1_plugin.training import groups, lora, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
 from memr1_plugin.training.episodes import AnswerEpisode, Linked, ManagerEpisode, answer_episodes, manager_episodes
 from memr1_plugin.training.grpo import laptop_config
 from memr1_plugin.training.sft import bf16_pays
+from memr1_plugin.training.shared import encode
 from memr1_plugin.types import OperationKind
 
 SEED = 5100
@@ -38,28 +43,46 @@ KEPT = {OperationKind.ADD: 0.6, OperationKind.NOOP: 0.25}
 """Share of the turns whose right operation is this that is kept: small talk is most of a conversation."""
 CANDIDATES = 6
 """Memories that the frozen Answer Agent is shown: fewer than in serving, for the answers are most of a step."""
+SHOWN = (5, 8)
+"""Memories that the Answer Agent is shown in training: a step with ten takes half as long again."""
+UNANSWERED = 6
+"""With one question in nine unanswerable, the agent stopped abstaining (training/LOG.md)."""
 ANSWER_WEIGHTS = {"token_f1": 1.0, "exact_match": 0.2, "evidence_coverage": 0.4, "format_validity": 0.1}
 """Brevity is left out: F1 punishes words that are too many, and brevity alone rewards abstaining."""
+EXACT_WEIGHTS = {"exact_match": 1.2, "evidence_coverage": 0.4, "format_validity": 0.1}
+"""The same sum with the paper's exact match in the place of F1, for the ablation (``--reward exact``)."""
 
 
-def answer_data(embedder: Embedder, longmemeval: str, conversations: int) -> list[AnswerEpisode]:
-    """Questions whose evidence was retrieved, and one in nine that the memories do not answer."""
+def answer_data(embedder: Embedder, longmemeval: str, chats: int, conversations: int) -> list[AnswerEpisode]:
+    """Questions about real small talk, synthetic talk and LongMemEval's users; one in `UNANSWERED` has no answer."""
     lines = sources.chatter()
+    found = [e for asked in sources.chat_episodes(sources.Amount(SEED, chats, 0), embedder) for e in asked]
     told = sources.synthetic_episodes(sources.Amount(SEED, conversations, 0), embedder, lines)
-    found = [e for asked in told for e in asked]
+    found += [e for asked in told for e in asked]
     if longmemeval:
         real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
         found += [e for asked in real for e in asked]
     rng = random.Random(SEED)
     rng.shuffle(found)
-    answered = [e for e in found if e.question.answer and e.places()]
-    others = [e for e in found if not e.question.answer]
-    mixed = answered + others[: len(answered) // 8]
+    shown = [replace(e, items=e.items[: rng.randint(*SHOWN)]) for e in found]
+    answered = [e for e in shown if e.question.answer and e.completion() is not None and e.places()]
+    others = [e for e in shown if not e.question.answer]
+    hidden = [_without_evidence(e) for e in answered[:: 2 * UNANSWERED]]
+    mixed = answered + hidden + others[: len(answered) // (2 * UNANSWERED)]
     rng.shuffle(mixed)
     return mixed
 
 
-def manager_data(embedder: Embedder, conversations: int, first: int = SEED) -> Iterator[ManagerEpisode]:
+def _without_evidence(episode: AnswerEpisode) -> AnswerEpisode:
+    """The same question beside memories that do not answer it: what is right is to say so."""
+    evidence = set(episode.question.evidence)
+    items = tuple(item for item in episode.items if not evidence & set(item.turn_ids))
+    return replace(episode, items=items, question=replace(episode.question, answer="", evidence=()))
+
+
+def manager_data(
+    embedder: Embedder, conversations: int, first: int = SEED, longmemeval: str = ""
+) -> Iterator[ManagerEpisode]:
     """Turns that a question rests on, or that change what an earlier one rests on, with the bank before them."""
     rng = random.Random(first)
     told = synthetic.conversations(first, conversations, sessions=(4, 7), changing=0.45)
@@ -69,6 +92,11 @@ def manager_data(embedder: Embedder, conversations: int, first: int = SEED) -> I
             kinds = {op.kind for op in episode.gold or ()}
             if asked and rng.random() < max(KEPT.get(kind, 1.0) for kind in kinds or {None}):
                 yield replace(episode, questions=_asked(asked, episode))
+    if longmemeval:
+        for conversation in sources.longmemeval_conversations(longmemeval, seed=first):
+            for episode in manager_episodes(conversation, embedder, window=None, keep_banks=True):
+                if asked := tuple(q for q in episode.questions if q.evidence and q.answer):
+                    yield replace(episode, questions=_asked(asked, episode))
 
 
 def _asked(questions: Sequence[Linked], episode: ManagerEpisode) -> tuple[Linked, ...]:
@@ -76,6 +104,26 @@ def _asked(questions: Sequence[Linked], episode: ManagerEpisode) -> tuple[Linked
     old = {t for m in episode.memories for t in m.turn_ids}
     at_stake = [q for q in questions if set(q.evidence) <= old]
     return (*[q for q in questions if q not in at_stake][:ASKED], *at_stake)
+
+
+def undecided(
+    episodes: Sequence[ManagerEpisode], folder: Path, start: str | Path, temperature: float, completions: int
+) -> list[ManagerEpisode]:
+    """The episodes that the Manager decides now this way, now that: a group of equal completions teaches nothing."""
+    tokenizer = load_tokenizer(folder)
+    model = PeftModel.from_pretrained(load_trainable(folder), str(start)).eval()
+    stop = tokenizer.eos_token_id
+    config = GenerationConfig(
+        do_sample=True, temperature=temperature, top_k=0, max_new_tokens=8, eos_token_id=stop, pad_token_id=stop
+    )
+    torch.manual_seed(SEED)
+    found = []
+    for episode in episodes:
+        ids = encode(tokenizer, episode.prompt())
+        said = groups.sample(model, [ids] * completions, config, [stop])
+        if len({tokenizer.decode(one, skip_special_tokens=True).strip() for one in said}) > 1:
+            found.append(episode)
+    return found
 
 
 def main() -> None:
@@ -89,7 +137,11 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=8, help="completions of each")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the LoRA")
     parser.add_argument("--validate", type=int, default=34, help="steps between validations and checkpoints")
-    parser.add_argument("--conversations", type=int, default=60)
+    parser.add_argument("--conversations", type=int, default=60, help="synthetic ones")
+    parser.add_argument("--chats", type=int, default=60, help="conversations of real small talk (Answer Agent)")
+    parser.add_argument("--reward", choices=["f1", "exact"], default="f1", help="of the Answer Agent")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the roll-outs")
+    parser.add_argument("--beta", type=float, default=0.0, help="of GRPO's KL term")
     parser.add_argument("--longmemeval", default="", help="LongMemEval's evidence turns")
     parser.add_argument("--validation", default="", help="a file of conversations with questions")
     parser.add_argument("--only", default="conv-30")
@@ -101,11 +153,14 @@ def main() -> None:
     embedder = as_embedder(None)
     held = [c for c in load(given.validation) if c.id == given.only] if given.validation else []
     if role is Role.ANSWER:
-        episodes: list[Any] = answer_data(embedder, given.longmemeval, given.conversations)
+        episodes: list[Any] = answer_data(embedder, given.longmemeval, given.chats, given.conversations)
         asked = [e for c in held for e in answer_episodes(c, embedder) if e.question.answer]
         validation: list[Any] = asked[::2]  # every second question: a validation takes a minute, not two
     else:
-        episodes = list(manager_data(embedder, given.conversations))
+        start = given.start or shipped[role]
+        built = list(manager_data(embedder, given.conversations, longmemeval=given.longmemeval))
+        episodes = undecided(built, weights.path, start, given.temperature, given.completions)
+        print(f"of {len(built)} turns the Manager is undecided about {len(episodes)}", flush=True)
         validation = list(manager_data(embedder, 3, first=SEED + 400))[:40]
     print(f"{len(episodes)} episodes, {len(validation)} for validation", flush=True)
     batch = given.prompts * given.completions
@@ -124,13 +179,13 @@ def main() -> None:
         max_completion_length=32 if role is Role.ANSWER else 24,
         learning_rate=given.rate,
         warmup_steps=5,
-        temperature=1.0,
+        temperature=given.temperature,
         bf16=bf16_pays(),
         seed=1,
         eval_strategy="steps",
         eval_steps=min(given.validate, given.steps),
         save_steps=min(given.validate, given.steps),
-        **(options if given.algorithm == "ppo" else {"beta": 0.0 if role is Role.ANSWER else 0.02}),
+        **(options if given.algorithm == "ppo" else {"beta": given.beta}),
     )
     trainer = rl.train(
         role,
@@ -142,7 +197,7 @@ def main() -> None:
         frozen=shipped[Role.ANSWER if role is Role.MANAGER else Role.MANAGER],
         validation=validation,
         embedder=embedder,
-        weights=ANSWER_WEIGHTS if role is Role.ANSWER else None,
+        weights=None if role is Role.MANAGER else EXACT_WEIGHTS if given.reward == "exact" else ANSWER_WEIGHTS,
         settings=Settings(candidates=CANDIDATES) if role is Role.MANAGER else None,
     )
     best = trainer.best_checkpoint
@@ -153,7 +208,7 @@ def main() -> None:
         rl_data_hash(trainer),
         1,
         algorithm=given.algorithm,
-        data={"episodes": len(episodes), "synthetic seed": SEED, "LongMemEval evidence (MIT)": bool(given.longmemeval)},
+        data={"episodes": len(episodes), "seed": SEED, "LongMemEval evidence (MIT)": bool(given.longmemeval)},
         metrics={"best step": best.name.rpartition("-")[2], "validation reward": trainer.state.best_metric},
         settings={k: v for k, v in vars(given).items() if k not in ("folder", "longmemeval", "validation")},
     )

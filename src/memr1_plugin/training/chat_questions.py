@@ -21,7 +21,7 @@ from memr1_plugin.extraction import sentences
 from memr1_plugin.training.synthetic import PRONOUNS, Person, names
 from memr1_plugin.types import Scope, Turn
 
-MAX_ANSWER_WORDS = 8
+MAX_ANSWER_WORDS = 10
 SESSIONS = (2, 4)
 """Real dialogues that are told as one person's sessions with another."""
 LENGTH = (14, 44)
@@ -61,6 +61,13 @@ _STOP = re.compile(
     r"|since|until|and (?:i|we|it|they|then|he|she|that)|as well|too|right now|at the moment|even|unless|than)\b).*$",
     re.IGNORECASE,
 )
+_LIST_WORD = (
+    r"(?!(?:i|we|you|it|they|he|she|but|so|because|then|which|when|where|if|though|lol|haha+|too|right|yeah|"
+    r"is|are|was|were|has|have|had|will|can|could|would|there|that|this|for|to|at|from|as|since|after|before)\b)[\w'-]+"
+)
+_LIST_PART = rf"{_LIST_WORD}(?: {_LIST_WORD}){{0,2}}"
+_LIST = re.compile(rf"^({_LIST_PART}(?:, {_LIST_PART})*,? (?:and|or) {_LIST_PART})(?:[.!;(]|$)", re.IGNORECASE)
+"""Two or more things of up to three words, to the end of the sentence: "pizza, sushi and old movies"."""
 _PREPOSITION = re.compile(r" (?=(?:in|at|with|for|about|from|on|during|after|before|near) )")
 _EMPTY = re.compile(
     r"(?:it|that|this|them|they|him|her|you|your|one|some|something|stuff|things?|those|these|everything|anything|all|"
@@ -121,7 +128,9 @@ def _third(text: str, person: Person) -> str:
 
 
 def _object(text: str) -> str:
-    """What is left of a clause's end when all that follows its object is taken off."""
+    """What is left of a clause's end when all that follows its object is taken off; a list is kept whole."""
+    if several := _LIST.match(text):
+        return several[1]
     return re.sub(
         r"\s+(?:haha+|lol|though|either|again|now|today|yet|ever|once|before|recently)$",
         "",
@@ -251,14 +260,104 @@ def _number(text: str) -> Iterator[Asked]:
 
 
 def _why(text: str) -> Iterator[Asked]:
-    match = re.match(rf"i {_ADVERBS}({'|'.join(_PRESENT)}) ([^,.]+?) because (.+)", text, re.IGNORECASE)
+    past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
+    match = re.match(rf"i {_ADVERBS}({'|'.join([*_PRESENT, *past])}) ([^,.]+?) (?:be)?cause (.+)", text, re.IGNORECASE)
     if match:
-        reason = re.sub(r"\bI'm\b|\bI am\b", "{he} is", re.sub(r"[.!,;].*$", "", match[3]))
-        reason = re.sub(r"\b[Ii]\b", "{he}", reason)
-        yield Asked(f"Why does {{N}} {match[1].lower()} {match[2]}?", reason, f"why {match[1]} {match[2]}")
+        reason = re.sub(r"\bI'm\b|\bI am\b", "{he} is", re.sub(r"[.!,;].*$", "", match[3]), flags=re.IGNORECASE)
+        reason = re.sub(r"\bi\b", "{he}", reason, flags=re.IGNORECASE)
+        verb = match[1].lower()
+        asks = f"did {{N}} {past[verb]}" if verb in past and verb not in _PRESENT else f"does {{N}} {verb}"
+        yield Asked(f"Why {asks} {match[2]}?", reason, f"why {verb} {match[2]}")
 
 
-_RULES = (_present, _past, _being, _favourite, _relative, _number, _why)
+def _purpose(text: str) -> Iterator[Asked]:
+    """ "I took a trip to clear my mind": why, and how, where and with whom something was done."""
+    past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
+    done = rf"(?:i|we) {_ADVERBS}({'|'.join(past)}) "
+    verb = ""
+    if match := re.match(done + r"([^,.!?]+?) (?:in order |just )?to ([a-z]+ [^,.!?]+)$", _no_end(text), re.IGNORECASE):
+        verb = past[match[1].lower()]
+        if verb not in _TAKES_TO and not re.search(r"\b(?:how|what|where|way|time|able|going|to)$", match[2]):
+            yield Asked(f"Why did {{N}} {verb} {match[2]}?", f"to {match[3]}", f"why did {verb} {match[2]}")
+    if match := re.match(done + r"([^,.!?]+?) with (my [^,.!?]+|a friend|some friends|friends)$", _no_end(text), re.I):
+        verb = past[match[1].lower()]
+        yield Asked(f"Who did {{N}} {verb} {match[2]} with?", match[3], f"who {verb} {match[2]}")
+    if match := re.match(done + r"([^,.!?]+?) (?:in|at|from) ((?:the |a |an |my )?[\w' ]+)$", _no_end(text), re.I):
+        verb = past[match[1].lower()]
+        if verb not in ("go", "move", "say", "tell") and not _WHEN.search(match[3]):
+            yield Asked(f"Where did {{N}} {verb} {match[2]}?", match[3], f"where {verb} {match[2]}")
+    if match := re.match(rf"i {_ADVERBS}({'|'.join(_PRESENT)}|stay|keep|relax) ([^,.!?]*?) ?by (\w+ing [^,.!?]+)$",
+                         _no_end(text), re.IGNORECASE):  # fmt: skip
+        yield Asked(f"How does {{N}} {match[1].lower()} {match[2]}?".replace(" ?", "?"), f"by {match[3]}", "how by")
+
+
+_TAKES_TO = ("go", "try", "want", "need", "decide", "plan", "learn", "start", "have", "get", "like", "love", "use",
+             "listen", "say", "tell", "move", "run", "choose", "take", "teach", "give", "help")  # fmt: skip
+_WHEN = re.compile(
+    r"\d|\b(?:morning|evening|night|afternoon|day|days|week|weeks|month|months|year|years|spring|summer|fall|autumn|"
+    r"winter|january|february|march|april|may|june|july|august|september|october|november|december|past|future|"
+    r"first|end|least|last|general|while|time|moment|age|total|case|fact|all|way|person|mind|it|there)\b",
+    re.IGNORECASE,
+)
+
+
+def _no_end(text: str) -> str:
+    return re.sub(r"\s*(?:(?:too|as well|lol|haha+|though)\s*)?[.!]*$", "", text.strip())
+
+
+_FEELS = ("excited|happy|nervous|sad|tired|stressed|proud|worried|bored|glad|disappointed|scared|thrilled|upset|"
+          "jealous|curious|confused|passionate|grateful|anxious|relieved|obsessed")  # fmt: skip
+
+
+def _feeling(text: str) -> Iterator[Asked]:
+    how = rf"i(?:'m| am| was| feel| felt) {_ADVERBS}(?:so |very |super |pretty |a bit |a little |quite )*({_FEELS})"
+    if match := re.match(rf"{how} (about|for|with|by|of) ([^,.!?]+)$", _no_end(text), re.IGNORECASE):
+        thing = _object(match[3])
+        yield Asked(f"How does {{N}} feel about {thing}?", match[1].lower(), f"feels about {thing}")
+        yield Asked(f"What is {{N}} {match[1].lower()} {match[2].lower()}?", thing, f"{match[1].lower()}")
+    if match := re.match(rf"{how} (?:that|because|to) ([^,.!?]+)$", _no_end(text), re.IGNORECASE):
+        reason = re.sub(r"\bi'm\b|\bi am\b", "{he} is", match[2], flags=re.IGNORECASE)
+        yield Asked(f"Why is {{N}} {match[1].lower()}?", re.sub(r"\bi\b", "{he}", reason, flags=re.I), "why feels")
+
+
+def _opinion(text: str) -> Iterator[Asked]:
+    """ "The view was calm and beautiful": how somebody describes a thing, and what they say about it."""
+    thing = r"((?:the|my) [\w']+(?: (?!is|was|are|were)[\w']+){0,3}|\w{3,}ing(?: (?!is|was)\w+){0,2})"
+    much = r"(?:so |very |really |pretty |super |just |quite |absolutely |always )*"
+    lead = r"(?:i (?:think|feel like|guess|believe) (?:that )?)?"
+    if match := re.match(rf"{lead}{thing} (?:is|was|are|were|looks|looked|seems|tastes) {much}([^,.!?]+)", text, re.I):
+        what, said = match[1][:1].lower() + match[1][1:], match[2].strip()
+        if re.fullmatch(r"[a-z]{4,}(?: (?:and|but) [a-z]{4,})?", said, re.I) and not _EMPTY.fullmatch(said):
+            yield Asked(f"How does {{N}} describe {what}?", said.lower(), f"describes {what}")
+        elif 3 <= len(said.split()) <= MAX_ANSWER_WORDS and re.match(r"an? |my |one of |to |the ", said, re.I):
+            yield Asked(f"What does {{N}} say about {what}?", said, f"says about {what}")
+
+
+_NO_KIND = re.compile(
+    r"an? (?:lot|few|bit|couple|little|good|great|bad|nice|big|huge|new|really|very|ton|bunch|quick|long|much|whole|"
+    r"week|month|year|day|hour|friend|funny|uncanny|single) |\w+ \w+ (?:of|ago|times?|bit|things?|days?|years?|weeks?|"
+    r"months?|idea|problem|more|now|too|while|out|take|ones?|\w+ing)$",
+    re.IGNORECASE,
+)
+
+
+def _kind(text: str) -> Iterator[Asked]:
+    past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
+    match = re.match(
+        rf"(?:i|we) {_ADVERBS}({'|'.join([*past, 'have', 'own'])}) (an? [a-z]+ ([a-z]{{3,}}))"
+        r"(?= (?:for|from|at|in|with|that|which|to|on|and)\b|[.,!]|$)",
+        text,
+        re.IGNORECASE,
+    )
+    if match and not _NO_KIND.search(match[2]):
+        verb, thing = match[1].lower(), match[3]
+        asks = f"does {{N}} {verb}" if verb in ("have", "own") else f"did {{N}} {past[verb]}"
+        yield Asked(f"What kind of {thing} {asks}?", re.sub(r"^an? ", "", match[2]), f"kind of {thing}")
+
+
+_RULES = (
+    _present, _past, _being, _favourite, _relative, _number, _why, _purpose, _feeling, _opinion, _kind
+)  # fmt: skip
 
 
 # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────

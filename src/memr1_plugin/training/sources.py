@@ -74,10 +74,12 @@ def interrupted(conversation: Conversation, lines: Sequence[str], rng: random.Ra
     return replace(conversation, turns=tuple(turns))
 
 
-def synthetic_groups(amount: Amount, embedder: Embedder, lines: Sequence[str] = ()) -> Iterator[list[Example]]:
+def synthetic_groups(
+    amount: Amount, embedder: Embedder, lines: Sequence[str] = (), *, talking: int = 3
+) -> Iterator[list[Example]]:
     """Answer examples from synthetic conversations, `amount.groups` lists of memories from each."""
     rng = random.Random(amount.seed)
-    for one in synthetic.conversations(amount.seed, amount.conversations):
+    for one in synthetic.conversations(amount.seed, amount.conversations, talking=talking):
         episodes = answer_episodes(_told(one.conversation, lines, rng), embedder)
         yield from grouped(episodes, rng, groups=amount.groups)
 
@@ -92,10 +94,19 @@ def synthetic_episodes(amount: Amount, embedder: Embedder, lines: Sequence[str] 
 def chat_groups(amount: Amount, embedder: Embedder) -> Iterator[list[Example]]:
     """Answer examples from what real people said (`chat_questions`): their own words, and their own distractors."""
     rng = random.Random(amount.seed)
+    for episodes in chat_episodes(amount, embedder, rng):
+        yield from grouped(episodes, rng, groups=amount.groups)
+
+
+def chat_episodes(
+    amount: Amount, embedder: Embedder, rng: random.Random | None = None
+) -> Iterator[list[AnswerEpisode]]:
+    """Answer episodes about real small talk, each question beside what serving retrieves for it."""
+    rng = rng or random.Random(amount.seed)
     for conversation in chat_questions.conversations(amount.seed, amount.conversations):
         told = as_user(conversation) if rng.random() < 0.15 else conversation
         if told.questions:
-            yield from grouped(answer_episodes(told, embedder), rng, groups=amount.groups)
+            yield answer_episodes(told, embedder)
 
 
 def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) -> Conversation:
@@ -234,6 +245,31 @@ def longmemeval_episodes(
             person, other = next(names), next(names)
             told = _merged(readable[start : start + 3], person, other, rng, lines)
             yield _asked_together(answer_episodes(told, embedder), rng)
+
+
+def longmemeval_conversations(
+    path: str | Path, lines: Sequence[str] = (), *, seed: int = 0, words: int = 60
+) -> Iterator[Conversation]:
+    """What LongMemEval's users said, three of them told as one, with their questions: real updates for the Manager.
+
+    Where knowledge was updated, the answer rests on the latest telling alone: an earlier one may be replaced. Turns of
+    more than `words` words, which are pasted rather than said, are left out with what is asked about them.
+    """
+    rng = random.Random(seed)
+    readable = [c for c in load(path) if _is_readable(c) and not c.questions[0].unanswerable]
+    rng.shuffle(readable)
+    names = synthetic.names(seed, 2 * len(readable))
+    for start in range(0, len(readable), 3):
+        told = _merged(readable[start : start + 3], next(names), next(names), rng, lines)
+        turns = tuple(t for t in told.turns if len(t.text.split()) <= words)
+        said = {t.id: n for n, t in enumerate(turns)}
+        asked = []
+        for question in told.questions:
+            evidence = sorted((e for e in question.evidence if e in said), key=lambda e: said[e])
+            if len(evidence) == len(question.evidence):
+                kept = evidence[-1:] if question.category == "knowledge-update" else evidence
+                asked.append(replace(question, evidence=tuple(kept)))
+        yield replace(told, turns=turns, questions=tuple(asked))
 
 
 def _is_readable(conversation: Conversation) -> bool:

@@ -106,26 +106,31 @@ class _World:
     """Values already used in the conversation, by slot, so that a question points at one telling."""
     session: int = 0
     changing: float = 0.22
+    talking: int = 3
     at: datetime = datetime(2023, 1, 1, tzinfo=timezone.utc)
 
 
 def conversations(
-    seed: int, count: int, *, sessions: tuple[int, int] = (5, 10), changing: float = 0.22
+    seed: int, count: int, *, sessions: tuple[int, int] = (5, 10), changing: float = 0.22, talking: int = 3
 ) -> Iterator[Synthetic]:
     """Yield `count` conversations; conversation n of a seed is the same whatever `count` is.
 
-    `changing` is the share of tellings that replace or withdraw an earlier one, where there is one to change.
+    Args:
+        changing: the share of tellings that replace or withdraw an earlier one, where there is one to change.
+        talking: tellings of the kind "talk" (reasons, opinions, advice) to four of states and four of events.
     """
     if count < 0:
         raise InputError(f"count is {count}; expected 0 or more conversations.")
     for n in range(count):
-        yield conversation(seed * 100_003 + n, sessions=sessions, changing=changing)
+        yield conversation(seed * 100_003 + n, sessions=sessions, changing=changing, talking=talking)
 
 
-def conversation(seed: int, *, sessions: tuple[int, int] = (5, 10), changing: float = 0.22) -> Synthetic:
+def conversation(
+    seed: int, *, sessions: tuple[int, int] = (5, 10), changing: float = 0.22, talking: int = 3
+) -> Synthetic:
     """Build one conversation, with between `sessions` sessions, from its seed alone."""
     world = _new_world(seed)
-    world.changing = changing
+    world.changing, world.talking = changing, talking
     for _ in range(world.rng.randint(*sessions)):
         _session(world)
     asked = world.at + timedelta(days=world.rng.randint(1, 20))
@@ -206,7 +211,7 @@ def _block(world: _World, who: int) -> None:
         return _repeat(world, who, rng.choice(mine))
     taken = {t.topic.name for t in world.told if t.who == person}
     once = {t.topic.name for t in world.told if t.topic.kind == "talk"}
-    kind = rng.choices(["states", "events", "talk"], [4, 4, 3 if world.changing < 0.4 else 1])[0]
+    kind = rng.choices(["states", "events", "talk"], [4, 4, world.talking if world.changing < 0.4 else 1])[0]
     free = [
         t
         for t in topics()
@@ -239,8 +244,7 @@ def _tell(world: _World, who: int, topic: Topic, values: dict[str, str] | None =
 
 def _reply_first(topic: Topic) -> bool:
     """True when the other person's line is a question or remark that the telling replies to."""
-    line = topic.said["R"][0]
-    return line.endswith("?") or topic.name in ("t8", "t28", "y14")
+    return topic.reply_first or topic.said["R"][0].endswith("?")
 
 
 def _change(world: _World, who: int, old: Telling) -> None:

@@ -4,7 +4,7 @@ A topic holds several ways to say one thing, the questions that it answers, and 
 withdrawn; words in {braces} are drawn from `lexicon.txt`. Who says what when is `training.synthetic`.
 The grammar of the files is our own; the idea of compositional templates is bAbI's (Weston et al., 2015).
 
-    == name !        a topic; "!" marks a fact that has one value at a time
+    == name !        a topic; "!" marks a fact that has one value at a time, "<" one where R comes before S
     O: a question that the other person may ask first       R: the other person's reply
     S: the telling    U: the telling that replaces an earlier one    X: the telling that withdraws it
     ? question | same question = answer || other form       (a|b) is a choice, (a|) is optional
@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 
-FILES = ("states", "events", "talk")
+FILES = ("states", "events", "talk", "talk_life", "talk_leisure", "talk_people", "talk_work")
+"""A file's name up to the underscore is the kind of its topics."""
 _CHOICE = re.compile(r"\(([^()|]*\|[^()]*)\)")
 _SLOT = re.compile(r"\{(\w+)(?::([^{}]*(?:\{[^{}]*\}[^{}]*)*))?\}")
 _ASK = re.compile(r"(u|x)?(d)?(\?|L2?|C|I|d\?):? (.+)")
@@ -45,6 +46,8 @@ class Topic:
     name: str
     kind: str
     exclusive: bool
+    reply_first: bool = False
+    """True when the telling answers what the other person says; a reply that is a question always comes first."""
     said: dict[str, list[str]] = field(default_factory=lambda: {k: [] for k in "SORUX"})
     asks: list[Ask] = field(default_factory=list)
 
@@ -141,11 +144,11 @@ def smalltalk() -> dict[str, list[str]]:
 def topics() -> tuple[Topic, ...]:
     """All topics, in the order of the files."""
     found: list[Topic] = []
-    for kind in FILES:
-        for line in _read(kind):
+    for file in FILES:
+        for line in _read(file):
             if line.startswith("== "):
                 name, _, mark = line[3:].partition(" ")
-                found.append(Topic(name, kind, mark.strip() == "!"))
+                found.append(Topic(name, file.partition("_")[0], mark.strip() == "!", mark.strip() == "<"))
             elif line[:3] in ("S: ", "O: ", "R: ", "U: ", "X: "):
                 found[-1].said[line[0]].append(line[3:])
             else:
