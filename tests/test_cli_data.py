@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_shell import Shell
 
-from memr1_plugin.cli import main
 from memr1_plugin.evaluation import datasets
 from memr1_plugin.memory import Memory
 from memr1_plugin.testing import HashEmbedder, ScriptedModel
@@ -39,27 +39,6 @@ def logs(tmp_path: Path) -> Path:
     rows = (_row("ana", "Lisbon"), _row("ben", "Oslo"), _row("eva", "Bonn"))
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
-
-
-class Shell:
-    """Runs command lines, and keeps what they printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys, self.err = capsys, ""
-
-    def __call__(self, *words: Any, code: int = 0) -> str:
-        found: Any = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as done:
-            found = done.code or 0
-        printed = self.capsys.readouterr()
-        self.err = printed.err
-        assert found == code, printed.out + printed.err
-        return printed.out
-
-    def json(self, *words: Any, code: int = 0) -> Any:
-        return json.loads(self(*words, "--json", code=code))
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_shell import Shell
 
 pytest.importorskip("trl")
 
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 
 import memr1_plugin.embedding
 from memr1_plugin.agents import models
-from memr1_plugin.cli import main
 from memr1_plugin.evaluation import datasets
 from memr1_plugin.memory import Memory
 from memr1_plugin.testing import HashEmbedder, tiny_model
@@ -64,28 +62,6 @@ def recipe(tmp_path: Path, base: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE.format(base=base))
     return path
-
-
-class Shell:
-    """Runs command lines, and keeps what they printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys, self.err = capsys, ""
-
-    def __call__(self, *words: Any, code: int = 0) -> str:
-        found: Any = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as done:
-            found = done.code or 0
-        printed = self.capsys.readouterr()
-        self.err = printed.err
-        assert found == code, printed.out + printed.err
-        assert "Traceback" not in printed.err
-        return printed.out
-
-    def json(self, *words: Any, code: int = 0) -> Any:
-        return json.loads(self(*words, "--json", code=code))
 
 
 @pytest.fixture

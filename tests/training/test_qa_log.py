@@ -99,6 +99,18 @@ def test_a_bad_line_is_named(tmp_path: Path, row: object, says: str) -> None:
         qa_log.read(_lines(tmp_path / "bad.jsonl", row), "openai")
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [(b"[" * 100_000, "no JSON that can be read"), (b'{"n": ' + b"9" * 5_000 + b"}", "no JSON"), (b"\xff", "UTF-8")],
+)
+def test_a_file_that_breaks_the_parser_is_an_error_of_ours(tmp_path: Path, line: bytes, says: str) -> None:
+    """Brackets too deep, numbers too long and bytes of another encoding once left as Python's own errors."""
+    path = tmp_path / "hostile.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(DataError, match=says):
+        qa_log.read(path, "openai")
+
+
 def test_broken_json_and_unknown_formats_are_refused(tmp_path: Path) -> None:
     """A run never trains on half a file."""
     path = _lines(tmp_path / "half.jsonl", {"messages": []})

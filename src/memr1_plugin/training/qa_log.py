@@ -8,7 +8,6 @@ trains on half a file.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.errors import DataError, InputError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
+from memr1_plugin.json_files import loads, text_of
 from memr1_plugin.types import Answer, Scope, Turn
 
 FORMATS = ("auto", "openai", "langchain", "llama-index", "locomo", "longmemeval")
@@ -123,7 +123,7 @@ def _langchain(path: Path) -> Iterator[Conversation]:
 
 def _llama_index(path: Path) -> Iterator[Conversation]:
     """LlamaIndex's `SimpleChatStore.persist`: ``{"store": {key: [{"role", "blocks" | "content"}, ...]}}``."""
-    row = _json(path.read_text(encoding="utf-8"), f"{path}")
+    row = loads(text_of(path), f"{path}")
     store = _need(row, "store", dict, str(path))
     for key, messages in store.items():
         where = f"{path}: store {key!r}"
@@ -193,25 +193,17 @@ def _need(row: Any, key: str, kind: type, where: str) -> Any:
     return row[key]
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON: {error.msg} at column {error.colno}.") from error
-
-
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text_of(path).split("\n"), 1):
         if line.strip():
-            yield number, _json(line, f"{path}: line {number}")
+            yield number, loads(line, f"{path}: line {number}")
 
 
 def _lists(path: Path) -> Iterator[tuple[int, list[Any]]]:
     """One list of messages for the whole file, or one a line."""
-    text = path.read_text(encoding="utf-8")
     try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
+        whole = loads(text_of(path), str(path))
+    except DataError:  # not one value: a list a line, or broken, which the lines will say
         whole = None
     rows = [(1, whole)] if isinstance(whole, list) and whole and isinstance(whole[0], Mapping) else _jsonl(path)
     for number, row in rows:
