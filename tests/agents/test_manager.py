@@ -125,7 +125,7 @@ def test_nobody_ends_or_replaces_what_another_said() -> None:
 
 def test_a_delete_must_be_about_its_memory_and_an_update_need_not_be() -> None:
     """An UPDATE keeps the fact, and the history what it replaced; a DELETE on a whim would lose both."""
-    job = item(1, "Losing my job was hard.", score=0.65)
+    job = item(1, "I found losing my job hard.", score=0.65)
     assert followed("DELETE 1", "I had to close my bank account.", job) == [("ADD", None, "rule")]
     assert followed("UPDATE 1", "I had to close my bank account.", job) == [("UPDATE", 1, "manager")]
     sure = item(1, "I work at a bank.", score=0.75)
@@ -134,6 +134,17 @@ def test_a_delete_must_be_about_its_memory_and_an_update_need_not_be() -> None:
         ("DELETE", 1, "manager"),
         ("ADD", None, "rule"),
     ]
+
+
+def test_an_update_does_not_replace_somebody_else_s_life() -> None:
+    """ "My sister Rosa is a nurse" was written over by the speaker's own new job: retrieval had put them together."""
+    rosa, home = item(1, "My sister Rosa is a nurse.", score=0.53), item(2, "I live in Lisbon.", score=0.5)
+    assert followed("UPDATE 1", "I quit my job at Siemens, I work at Bosch now.", rosa) == [("ADD", None, "rule")]
+    assert followed("UPDATE 1", "Rosa is a doctor now.", rosa) == [("UPDATE", 1, "manager")]
+    assert followed("UPDATE 1", "She became a doctor.", item(1, "My sister is a nurse.", score=0.8)) == [
+        ("UPDATE", 1, "manager")
+    ]
+    assert followed("UPDATE 1", "I moved to Berlin.", home) == [("UPDATE", 2, "manager")]
 
 
 def test_what_is_not_followed_is_reported_with_its_line() -> None:

@@ -8,6 +8,7 @@ is dropped, and no memory taken away, by a decision that nothing supports (`beli
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -94,7 +95,9 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
     A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words,
     and all of it where it is `SHORT` ("I live in Berlin" repeats half of "I live in Paris", and is news).
     A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory. And nobody's word ends
-    or replaces what somebody else said. An ADD loses nothing.
+    or replaces what somebody else said. An UPDATE keeps the fact and, in the history, what it replaced, so it is
+    believed of what the speakers said about themselves; what they said of others ("My sister is a nurse") is not
+    replaced by a fact that shares no word with it ("I work at Bosch now"). An ADD loses nothing.
 
     Args:
         operation: on one fact.
@@ -108,12 +111,25 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
     close = [item for item in own if item.score is None or item.score >= settings.believed_floor]
     if operation.kind is OperationKind.NOOP:
         return any(_repeats(fact, item) for item in close)
-    return any(item.id == operation.target for item in (own if operation.kind is OperationKind.UPDATE else close))
+    if operation.kind is OperationKind.DELETE:
+        return any(item.id == operation.target for item in close)
+    return any(
+        item in close or _of_oneself(item) or _shares_a_word(fact, item) for item in own if item.id == operation.target
+    )
 
 
 def _one_voice(*speakers: str) -> bool:
     """True unless the speakers are two people; "user" is a bot's user where nobody gave a name."""
     return len({speaker.casefold() for speaker in speakers} - {"user"}) <= 1
+
+
+def _of_oneself(item: MemoryItem) -> bool:
+    """True if its speaker is a subject of what it says."""
+    return re.search(r"\b(?:i|we)\b", item.text, re.IGNORECASE) is not None
+
+
+def _shares_a_word(fact: Fact, item: MemoryItem) -> bool:
+    return bool(set(terms(fact.text)) & set(terms(item.text)))
 
 
 def _repeats(fact: Fact, item: MemoryItem) -> bool:
