@@ -25,6 +25,20 @@ ANA, BEN = Person("Ana", "f"), Person("Ben", "m")
         ("I used to play the drums, but it has been a long time", "What did Ana use to do?", "play the drums"),
         ("My sister loves horses.", "What does Ana's sister love?", "horses"),
         ("I want to get a tattoo.", "What does Ana want to do?", "get a tattoo"),
+        ("I like pizza, sushi and old movies.", "What does Ana like?", "pizza, sushi and old movies"),
+        ("I took a trip to the sea to clear my mind.", "Why did Ana take a trip to the sea?", "to clear her mind"),
+        ("I bought a kayak at the old market.", "Where did Ana buy a kayak?", "the old market"),
+        ("I went to the concert with my sister.", "Who did Ana go to the concert with?", "her sister"),
+        ("I run by counting my steps.", "How does Ana run?", "by counting her steps"),
+        ("I'm so excited about the dance class.", "How does Ana feel about the dance class?", "excited"),
+        ("I was nervous because I had never been on stage.", "Why is Ana nervous?", "she had never been on stage"),
+        ("The view was calm and beautiful.", "How does Ana describe the view?", "calm and beautiful"),
+        (
+            "My mom is one of the best cooks in town.",
+            "What does Ana say about her mom?",
+            "one of the best cooks in town",
+        ),
+        ("I adopted a miniature dachshund.", "What kind of dachshund did Ana adopt?", "miniature dachshund"),
     ],
 )
 def test_a_statement_becomes_a_question_that_it_answers(said: str, question: str, answer: str) -> None:

@@ -106,13 +106,17 @@ def asked_of(sentence: str, person: Person) -> list[Asked]:
     return [asked for asked in made if asked is not None]
 
 
+WAYS = ("why", "how by")
+"""Keys of questions whose answers may begin with "to" or "by"."""
+
+
 def _told(asked: Asked, person: Person) -> Asked | None:
     """Fill in names; None where the answer says nothing or the question still speaks of "I"."""
     answer = _third(asked.answer, person).strip(" '*~-")
     words = re.findall(r"[\w']+", answer)
     if not 1 <= len(words) <= MAX_ANSWER_WORDS or all(_EMPTY.fullmatch(word) for word in words):
         return None
-    if _DANGLING.search(answer):
+    if _DANGLING.search(answer.removeprefix("to ").removeprefix("by ") if asked.key.startswith(WAYS) else answer):
         return None
     question = re.sub(r"\s+", " ", _third(asked.question, person)).replace("{N}", person.name)
     if re.search(r"\b(?:I|i|you|your|me|we|us|our|it|this|that|they|them)\b", question + " " + answer):
@@ -275,7 +279,11 @@ def _purpose(text: str) -> Iterator[Asked]:
     past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
     done = rf"(?:i|we) {_ADVERBS}({'|'.join(past)}) "
     verb = ""
-    if match := re.match(done + r"([^,.!?]+?) (?:in order |just )?to ([a-z]+ [^,.!?]+)$", _no_end(text), re.IGNORECASE):
+    if match := re.match(
+        done + r"([^,.!?]+?) (?:in order |just )?to (?!(?:the|an?|my|our|some|this|that) )([a-z]+ [^,.!?]+)$",
+        _no_end(text),
+        re.IGNORECASE,
+    ):
         verb = past[match[1].lower()]
         if verb not in _TAKES_TO and not re.search(r"\b(?:how|what|where|way|time|able|going|to)$", match[2]):
             yield Asked(f"Why did {{N}} {verb} {match[2]}?", f"to {match[3]}", f"why did {verb} {match[2]}")
@@ -292,7 +300,7 @@ def _purpose(text: str) -> Iterator[Asked]:
 
 
 _TAKES_TO = ("go", "try", "want", "need", "decide", "plan", "learn", "start", "have", "get", "like", "love", "use",
-             "listen", "say", "tell", "move", "run", "choose", "take", "teach", "give", "help")  # fmt: skip
+             "listen", "say", "tell", "move", "run", "choose", "teach", "give", "help")  # fmt: skip
 _WHEN = re.compile(
     r"\d|\b(?:morning|evening|night|afternoon|day|days|week|weeks|month|months|year|years|spring|summer|fall|autumn|"
     r"winter|january|february|march|april|may|june|july|august|september|october|november|december|past|future|"
