@@ -9,7 +9,7 @@ import pytest
 from memr1_plugin.errors import InputError
 from memr1_plugin.training import synthetic
 from memr1_plugin.training.synthetic import Synthetic
-from memr1_plugin.training.topics import topics
+from memr1_plugin.training.topics import fill, slots, topics
 from memr1_plugin.types import OperationKind
 
 
@@ -93,6 +93,46 @@ def test_topics_are_many() -> None:
     assert len(found) > 150
     assert all(topic.said["S"] and topic.asks for topic in found)
     assert len({topic.name for topic in found}) == len(found)
+
+
+def test_every_topic_says_what_it_is_asked() -> None:
+    """Each telling renders with its values, and nearly all answers about one telling are read off it, word by word."""
+    small = {
+        "his",
+        "her",
+        "he",
+        "she",
+        "him",
+        "to",
+        "by",
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "and",
+        "for",
+        "on",
+        "with",
+        "it",
+    }
+    hardly, asked = [], 0
+    for n, topic in enumerate(t for t in topics() if t.kind == "talk"):
+        world = synthetic._new_world(n)
+        values = synthetic._values(world, n % 2, distinct=True)
+        golds = synthetic._golds(values, world.at)
+        said = " ".join(fill(s, values, world.rng) for s in topic.said["S"] + topic.said["R"]).lower()
+        assert not set("{}|") & set(said), topic.name
+        for ask in topic.asks:
+            questions = [fill(q, golds, world.rng) for q in ask.questions]
+            answers = [fill(g, golds, world.rng) for g in ask.golds]
+            assert all(q.endswith("?") for q in questions) and not set("{}|") & set("".join(questions + answers))
+            if ask.kind == "?" and not slots(ask.golds[0]) & {"past", "fut", "pastyear", "now", "month"}:
+                words = {w.strip('",.;!').lower() for w in answers[0].split()} - small
+                asked += 1
+                if words - {"yes", "no"} and sum(w[:4] in said for w in words) < 0.6 * len(words):
+                    hardly.append((topic.name, answers[0]))
+    assert asked > 1_000 and len(hardly) < 0.03 * asked, hardly
 
 
 def test_a_negative_count_is_refused() -> None:
