@@ -136,6 +136,16 @@ def test_a_delete_must_be_about_its_memory_and_an_update_need_not_be() -> None:
     ]
 
 
+def test_a_delete_is_believed_of_what_is_said_to_be_over() -> None:
+    """On invented talk the Manager said all six right DELETEs, and none was followed: nothing said was close enough."""
+    sport = item(1, "I switched from my old workout to kickboxing. I go every other week.", score=0.6)
+    assert followed("DELETE 1", "I stopped doing kickboxing, my knees couldn't take it.", sport) == [
+        ("DELETE", 1, "manager")
+    ]
+    assert followed("DELETE 1", "I stopped eating meat.", sport) == [("ADD", None, "rule")]  # over, but not this
+    assert followed("DELETE 1", "Kickboxing was fun today.", sport) == [("ADD", None, "rule")]  # this, but not over
+
+
 def test_an_update_does_not_replace_somebody_else_s_life() -> None:
     """ "My sister Rosa is a nurse" was written over by the speaker's own new job: retrieval had put them together."""
     rosa, home = item(1, "My sister Rosa is a nurse.", score=0.53), item(2, "I live in Lisbon.", score=0.5)

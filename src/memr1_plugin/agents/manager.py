@@ -40,6 +40,14 @@ SHORT = 3
 """Words (stems, stop words out) of a fact in which one new word is likely all that it says."""
 
 
+_OVER = re.compile(
+    r"\b(?:no longer|any ?more|stopp?ed|quit|cancel(?:l?ed)?|called off|(?:is|are|was) off|g[ai]ven? up|pulled out"
+    r"|dropped out|sold|got rid of|broke up|split up|died|passed away|never mind|forget (?:that|it|what))\b",
+    re.IGNORECASE,
+)
+"""How people say that something is over: English, as the LoRAs that ship. Elsewhere only what is close is deleted."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What to do with a turn's facts, who decided it, and what it cost."""
@@ -94,7 +102,8 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
 
     A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words,
     and all of it where it is `SHORT` ("I live in Berlin" repeats half of "I live in Paris", and is news).
-    A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory. And nobody's word ends
+    A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory: be close to it, or say
+    that something is over that the memory names ("I stopped kickboxing"). And nobody's word ends
     or replaces what somebody else said. An UPDATE keeps the fact and, in the history, what it replaced, so it is
     believed of what the speakers said about themselves; what they said of others ("My sister is a nurse") is not
     replaced by a fact that shares no word with it ("I work at Bosch now"). An ADD loses nothing.
@@ -112,7 +121,10 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
     if operation.kind is OperationKind.NOOP:
         return any(_repeats(fact, item) for item in close)
     if operation.kind is OperationKind.DELETE:
-        return any(item.id == operation.target for item in close)
+        over = _OVER.search(fact.text) is not None
+        return any(
+            item in close or (over and _shares_a_word(fact, item)) for item in own if item.id == operation.target
+        )
     return any(
         item in close or _of_oneself(item) or _shares_a_word(fact, item) for item in own if item.id == operation.target
     )
