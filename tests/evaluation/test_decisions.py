@@ -87,6 +87,28 @@ def test_always_adding_is_right_about_adds_alone_and_keeps_every_stale_fact(
     assert found[""]["contradicted"]["n"] == row["stale_kept"]["n"] > 4
 
 
+def test_what_was_replaced_again_need_not_be_found(
+    told: list[Synthetic], oracle: dict[str, str], tmp_path: Path
+) -> None:
+    """A bank kept rightly once seemed to lose every new fact that a still newer one had replaced."""
+    chains = [
+        (early, late)
+        for one in told
+        for early in decisions.contradicted(one)
+        for late in decisions.contradicted(one)
+        if early.new and early.new == late.old
+    ]
+    assert chains and not any(early.stands for early, _ in chains)
+
+    def right(prompt: Prompt, role: Role) -> str:
+        return oracle.get(prompt.body.partition("Facts:")[2], "ADD")
+
+    row = measured(told, tmp_path, [UNTRAINED], right)["untrained"]
+    assert row["current_retrieved"]["n"] == sum(
+        c.stands for one in told for c in decisions.contradicted(one) if c.kind == "UPDATE" and c.new
+    )
+
+
 def test_a_manager_that_replaces_the_first_memory_loses_what_holds(told: list[Synthetic], tmp_path: Path) -> None:
     """UPDATEs of whatever comes first leave few stale facts, and lose true ones."""
 

@@ -155,28 +155,35 @@ class Contradicted:
     asked: str
     """The question that the later turn answers, where there is one; else its own words."""
     by_question: bool
+    stands: bool
+    """True when `new` itself holds to the end: what was replaced again is rightly gone."""
 
 
 def contradicted(one: Synthetic) -> list[Contradicted]:
     """Return the facts of a conversation that do not hold to its end."""
-    texts = first_facts(one)
+    texts, gone = first_facts(one), _gone(one)
     found = []
     for turn_id, gold in one.gold.items():
         if gold.kind in (OperationKind.UPDATE, OperationKind.DELETE) and gold.target in texts:
             asked = [q.text for q in one.conversation.questions if turn_id in q.evidence]
             said = next(turn.text for turn in one.conversation.turns if turn.id == turn_id)
             new = texts.get(turn_id, "")
-            found.append(
-                Contradicted(texts[gold.target], new, gold.kind.value, (asked or [new or said])[0], bool(asked))
-            )
+            question = (asked or [new or said])[0]
+            stands = turn_id not in gone
+            found.append(Contradicted(texts[gold.target], new, gold.kind.value, question, bool(asked), stands))
     return found
 
 
 def standing(one: Synthetic) -> list[str]:
     """Return the facts worth keeping that nothing contradicts."""
-    gone = {g.target for g in one.gold.values() if g.kind in (OperationKind.UPDATE, OperationKind.DELETE)}
+    gone = _gone(one)
     kept = (OperationKind.ADD, OperationKind.UPDATE)
     return [text for turn, text in first_facts(one).items() if one.gold[turn].kind in kept and turn not in gone]
+
+
+def _gone(one: Synthetic) -> set[str | None]:
+    """Ids of the turns whose facts a later turn replaced or withdrew."""
+    return {g.target for g in one.gold.values() if g.kind in (OperationKind.UPDATE, OperationKind.DELETE)}
 
 
 def first_facts(one: Synthetic) -> dict[str, str]:
@@ -200,7 +207,7 @@ class Outcome:
     stale_kept: tuple[bool, ...]
     """The same: is it in the bank at all?"""
     current_retrieved: tuple[bool, ...]
-    """For each replaced fact: is what replaced it among the memories shown?"""
+    """For each replaced fact whose replacement holds to the end: is that among the memories shown?"""
     lost: tuple[bool, ...]
     """For each fact that holds: is it in the bank no longer?"""
     items: int
@@ -215,7 +222,11 @@ def outcome(one: Synthetic, kept: Kept) -> Outcome:
         one.conversation.id,
         tuple(_in(c.old, texts) for c, texts in zip(found, shown, strict=True)),
         tuple(_in(c.old, held) for c in found),
-        tuple(_in(c.new, texts) for c, texts in zip(found, shown, strict=True) if c.kind == "UPDATE" and c.new),
+        tuple(
+            _in(c.new, texts)
+            for c, texts in zip(found, shown, strict=True)
+            if c.kind == "UPDATE" and c.new and c.stands
+        ),
         tuple(not _in(fact, held) for fact in standing(one)),
         len(held),
     )
