@@ -155,15 +155,17 @@ def test_a_completion_that_says_nothing_readable_is_worth_the_floor(bank: Bank) 
     assert bad.choices == ("refused",) and bad.detail["refused"][0]["reason"] == "unparseable"
 
 
-def test_a_decision_that_is_overruled_costs_form(bank: Bank) -> None:
-    """A NOOP that no memory bears out ends as an ADD, as in serving. It once earned all that the ADD did, so a group
-    of both had no variance and taught nothing."""
+def test_aiming_at_the_wrong_memory_costs_form(bank: Bank) -> None:
+    """A DELETE that no memory bears out ends as an ADD, as in serving, and once earned all that the ADD did. A NOOP that
+    is overruled costs nothing: punished as well, it drove the policy to always ADD (training/LOG.md)."""
     env, _ = environment(bank)
-    added, dropped = env.score(0, ["ADD", "NOOP"])
-    assert dropped.breakdown.parts["exact_match"] == added.breakdown.parts["exact_match"]  # the fact is kept
-    assert (added.breakdown.parts["format_validity"], dropped.breakdown.parts["format_validity"]) == (1.0, 0.0)
-    assert 0 < dropped.breakdown.total < added.breakdown.total and dropped.choices == ("NOOP",)
-    assert [refused["reason"] for refused in dropped.detail["refused"]] == ["unsupported"]
+    cat = bank.items(ANA)[0].with_score(0.1)
+    env.episodes = [replace(env.episodes[0], near=((cat,),))]  # type: ignore[type-var]
+    added, deleted, dropped = env.score(0, ["ADD", "DELETE 1", "NOOP"])
+    assert {o.breakdown.parts["exact_match"] for o in (added, deleted, dropped)} == {1.0}  # the fact is kept
+    assert [o.breakdown.parts["format_validity"] for o in (added, deleted, dropped)] == [1.0, 0.0, 1.0]
+    assert 0 < deleted.breakdown.total < added.breakdown.total == dropped.breakdown.total
+    assert dropped.choices == ("NOOP",) and deleted.detail["refused"][0]["reason"] == "unsupported"
 
 
 def test_each_fact_is_believed_by_the_memories_retrieved_for_it(bank: Bank) -> None:

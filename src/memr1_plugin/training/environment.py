@@ -269,7 +269,7 @@ class ManagerEnvironment:
         parts = {
             "exact_match": statistics.fmean(rewards.exact_match(*pair) for pair in pairs),
             "token_f1": statistics.fmean(rewards.token_f1(*pair) for pair in pairs),
-            "format_validity": rewards.manager_format(parsed, len(episode.facts), len(done.unsupported)),
+            "format_validity": rewards.manager_format(parsed, len(episode.facts), overruled(done.unsupported)),
             "compression": rewards.compression(_words(before), _words(after), max(1, _words(episode.facts))),
         }
         if "evidence_coverage" in self.parts:
@@ -289,6 +289,11 @@ class ManagerEnvironment:
 
 
 _Asked = tuple[str, LinkedQuestion, list[MemoryItem]]
+
+
+def overruled(unsupported: Sequence[Rejection]) -> int:
+    """Count the UPDATEs and DELETEs among the lines that serving does not follow."""
+    return sum(not r.line.startswith(OperationKind.NOOP.value) for r in unsupported)
 
 
 class _Applied(NamedTuple):

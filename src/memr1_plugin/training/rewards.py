@@ -79,8 +79,9 @@ def manager_format(parsed: Parsed, n_facts: int, unsupported: int = 0) -> float:
     """How much of a Manager completion is in the operation language, and followed?
 
     Formula: valid lines / max(facts, lines written); a line that is missing, unparseable, names an unknown memory
-    or comes on top is not valid, and neither is one of the `unsupported`, which serving does not follow because no
-    memory bears it out (`agents.manager.followed`): what is decided and overruled would otherwise cost nothing.
+    or comes on top is not valid, and neither is one of the `unsupported`, an UPDATE or DELETE that serving does not
+    follow because no memory bears it out (`agents.manager.followed`): taking aim at the wrong memory would otherwise
+    cost nothing. A NOOP that is overruled is no fault: small talk is kept to be safe, not because it is worth it.
 
     >>> from memr1_plugin.operations import parse
     >>> from memr1_plugin.types import Fact, aware

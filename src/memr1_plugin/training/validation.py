@@ -17,7 +17,7 @@ from memr1_plugin.evaluation.metrics import exact_match, f1
 from memr1_plugin.operations import parse
 from memr1_plugin.settings import Settings
 from memr1_plugin.training import rewards
-from memr1_plugin.training.environment import Outcome, digest
+from memr1_plugin.training.environment import Outcome, digest, overruled
 
 if TYPE_CHECKING:
     from memr1_plugin.training.episodes import ManagerEpisode
@@ -91,7 +91,7 @@ class GoldOperations:
         gold = [(op.kind, op.target) for op in episode.gold or ()]
         parts = {
             "right": float(decided == gold),
-            "format_validity": rewards.manager_format(parsed, len(episode.facts), len(unsupported)),
+            "format_validity": rewards.manager_format(parsed, len(episode.facts), overruled(unsupported)),
         }
         choices = tuple(kind.value for kind, _ in decided)
         return Outcome(rewards.combine(parts, self.weights), digest(episode.memories), choices, {"id": episode.id})
