@@ -156,8 +156,8 @@ def test_a_completion_that_says_nothing_readable_is_worth_the_floor(bank: Bank) 
 
 
 def test_aiming_at_the_wrong_memory_costs_form(bank: Bank) -> None:
-    """A DELETE that no memory bears out ends as an ADD, as in serving, and once earned all that the ADD did. A NOOP that
-    is overruled costs nothing: punished as well, it drove the policy to always ADD (training/LOG.md)."""
+    """A DELETE that no memory bears out ends as an ADD, as in serving, and once earned all that the ADD did. A NOOP
+    that is overruled costs nothing: punished as well, it drove the policy to always ADD (training/LOG.md)."""
     env, _ = environment(bank)
     cat = bank.items(ANA)[0].with_score(0.1)
     env.episodes = [replace(env.episodes[0], near=((cat,),))]  # type: ignore[type-var]
