@@ -1,4 +1,4 @@
-"""Command lines through the `main` that a shell calls, for the tests of `memr1 data` and `memr1 train`."""
+"""Command lines through the `main` that a shell calls."""
 
 from __future__ import annotations
 

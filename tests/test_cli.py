@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_shell import Shell
 
 from memr1_plugin.agents.engine import Prompt, Role
-from memr1_plugin.cli import main
 from memr1_plugin.errors import ModelError
 from memr1_plugin.memory import Memory
 from memr1_plugin.testing import HashEmbedder, ScriptedModel
@@ -25,26 +25,15 @@ def reply(prompt: Prompt, role: Role) -> str:
     return " 1 -> Berlin"
 
 
-class Shell:
-    """Runs command lines on one bank, and keeps what they printed."""
+class BankShell(Shell):
+    """Runs command lines on one bank."""
 
     def __init__(self, db: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.db, self.capsys, self.err = db, capsys, ""
+        super().__init__(capsys)
+        self.db = db
 
-    def __call__(self, *words: str, code: int = 0, db: bool = True) -> str:
-        try:
-            main([*words, *(["--db", str(self.db)] if db else [])])
-            found: Any = 0
-        except SystemExit as done:
-            found = done.code or 0
-        printed = self.capsys.readouterr()
-        self.err = printed.err
-        assert found == code, printed.out + printed.err
-        assert "Traceback" not in printed.err
-        return printed.out
-
-    def json(self, *words: str) -> Any:
-        return json.loads(self(*words, "--json"))
+    def __call__(self, *words: Any, code: int = 0, db: bool = True) -> str:
+        return super().__call__(*words, *(["--db", self.db] if db else []), code=code)
 
 
 @pytest.fixture
@@ -56,7 +45,7 @@ def model() -> ScriptedModel:
 @pytest.fixture
 def memr1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: ScriptedModel
-) -> Shell:
+) -> BankShell:
     """A shell in an empty folder whose memories open with doubles."""
 
     def open_with_doubles(path: Path, *, model: None, loras: None, **options: Any) -> Memory:
@@ -67,11 +56,11 @@ def memr1(
     monkeypatch.chdir(tmp_path)
     for name in ("MEMR1_DB", "MEMR1_USER", "MEMR1_MODEL", "MEMR1_LORAS"):
         monkeypatch.delenv(name, raising=False)
-    return Shell(tmp_path / "bot.db", capsys)
+    return BankShell(tmp_path / "bot.db", capsys)
 
 
 @pytest.fixture
-def lisbon(memr1: Shell) -> Shell:
+def lisbon(memr1: BankShell) -> BankShell:
     """A shell whose bank knows where Ana lives."""
     memr1("add", "I live in Lisbon.", "--speaker", "Ana", "--user", "ana", "--at", "2026-11-01")
     return memr1
@@ -104,7 +93,7 @@ def test_what_is_added_is_found_and_answered_from(lisbon: Shell) -> None:
     assert "Ana: I live in Lisbon." in printed
 
 
-def test_the_first_thing_that_is_said_is_reported_as_any_other(memr1: Shell) -> None:
+def test_the_first_thing_that_is_said_is_reported_as_any_other(memr1: BankShell) -> None:
     """The changes of the first turn after opening are printed: catching up once took them along unseen."""
     assert '"I live in Lisbon."' in memr1("add", "I live in Lisbon.", "--user", "ana")
     assert memr1("add", "Hi there!", "--user", "ana").startswith("nothing to remember")
@@ -156,7 +145,7 @@ def test_forget_takes_an_item_or_everything(lisbon: Shell) -> None:
     assert lisbon.json("stats", "--all")["items"] == 1
 
 
-def test_a_conversation_goes_into_a_scope_of_its_own(memr1: Shell, conversation: Path) -> None:
+def test_a_conversation_goes_into_a_scope_of_its_own(memr1: BankShell, conversation: Path) -> None:
     """Two conversations of a file do not mix; the summary says what each did."""
     first, second = memr1.json("add", "--conversation", str(conversation))
     assert (first["conversation"], first["new"], first["operations"]) == ("c1", 3, {"ADD": 2, "UPDATE": 1})
@@ -166,7 +155,7 @@ def test_a_conversation_goes_into_a_scope_of_its_own(memr1: Shell, conversation:
     }
 
 
-def test_only_names_one_conversation(memr1: Shell, conversation: Path) -> None:
+def test_only_names_one_conversation(memr1: BankShell, conversation: Path) -> None:
     """--only takes in one; a name that is not there lists those that are; a scope takes one only."""
     memr1("add", "--conversation", str(conversation), "--only", "c2", "--user", "ana")
     assert memr1.json("stats", "--user", "ana")["turns"] == 3
@@ -177,7 +166,7 @@ def test_only_names_one_conversation(memr1: Shell, conversation: Path) -> None:
 
 
 def test_an_interrupted_conversation_goes_on_where_it_stopped(
-    memr1: Shell, conversation: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+    memr1: BankShell, conversation: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same command after a failing model takes in what is missing, and nothing twice."""
     complete = model.complete
@@ -196,7 +185,7 @@ def test_an_interrupted_conversation_goes_on_where_it_stopped(
 
 
 def test_ctrl_c_stops_a_conversation_and_loses_nothing(
-    memr1: Shell, conversation: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+    memr1: BankShell, conversation: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupted `add` says so, exits with 130, and the same command takes in the rest."""
 
@@ -217,13 +206,13 @@ def test_export_and_import_carry_a_bank(lisbon: Shell, tmp_path: Path) -> None:
     lines = lisbon("export", "--user", "ana")
     assert all(isinstance(json.loads(line), dict) for line in lines.splitlines())
     lisbon("export", "--all", "--out", "all.jsonl")
-    other = Shell(tmp_path / "other.db", lisbon.capsys)
+    other = BankShell(tmp_path / "other.db", lisbon.capsys)
     assert other.json("import", "all.jsonl")["new"] > 0
     assert other.json("import", "all.jsonl")["new"] == 0
     assert other("history", "--user", "ana") == lisbon("history", "--user", "ana")
 
 
-def test_an_import_with_a_bad_line_names_it(memr1: Shell, tmp_path: Path) -> None:
+def test_an_import_with_a_bad_line_names_it(memr1: BankShell, tmp_path: Path) -> None:
     """A line that is no JSON object is an error with its number, and nothing is imported."""
     (tmp_path / "bad.jsonl").write_text("{oops\n", encoding="utf-8")
     memr1("import", "bad.jsonl", code=2)
@@ -237,7 +226,7 @@ def test_replay_rebuilds_a_bank_from_its_journal(lisbon: Shell) -> None:
     assert "exists already" in lisbon.err
 
 
-def test_chat_remembers_and_answers(memr1: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_remembers_and_answers(memr1: BankShell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement is remembered, a question answered, a command obeyed; a mistake does not end the chat."""
     said = ["I live in Lisbon.", "", "Where do I live?", "/nonsense", "/undo x", "/memories", "/forget 1", "/memories"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*said, "/quit", "never read"])))
@@ -247,14 +236,14 @@ def test_chat_remembers_and_answers(memr1: Shell, monkeypatch: pytest.MonkeyPatc
     assert "/nonsense is no command" in memr1.err and "needs a number" in memr1.err
 
 
-def test_chat_speaks_json_lines(memr1: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_speaks_json_lines(memr1: BankShell, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --json each event is one object on a line of its own."""
     monkeypatch.setattr("sys.stdin", io.StringIO("I live in Lisbon.\nWhere do I live?\n"))
     events = [json.loads(line) for line in memr1("chat", "--json").splitlines()]
     assert [next(iter(event)) for event in events] == ["change", "answer"]
 
 
-def test_a_bank_that_is_not_there_is_not_made_by_reading(memr1: Shell) -> None:
+def test_a_bank_that_is_not_there_is_not_made_by_reading(memr1: BankShell) -> None:
     """A misspelt --db is an error with the remedy, and leaves no empty file behind."""
     for verb in (["search", "x"], ["ask", "x?"], ["history"], ["undo", "1"], ["stats"], ["export"], ["reembed"]):
         memr1(*verb, code=2)
@@ -278,19 +267,19 @@ def test_bad_input_is_one_line_and_exit_code_2(lisbon: Shell, words: list[str], 
     assert message in lisbon.err and lisbon.err.count("\n") == 1
 
 
-def test_errors_are_json_when_json_is_asked_for(memr1: Shell) -> None:
+def test_errors_are_json_when_json_is_asked_for(memr1: BankShell) -> None:
     """With --json an error is one object on stderr, and stdout stays empty."""
     assert memr1("search", "x", "--json", code=2) == ""
     assert json.loads(memr1.err)["error"] == "InputError"
 
 
-def test_a_file_that_is_no_bank_is_exit_code_4(memr1: Shell) -> None:
+def test_a_file_that_is_no_bank_is_exit_code_4(memr1: BankShell) -> None:
     """Errors of the bank have an exit code of their own."""
     memr1.db.write_bytes(b"not a database, whatever its name says" * 100)
     memr1("stats", code=4)
 
 
-def test_a_memory_cannot_steer_the_terminal(memr1: Shell) -> None:
+def test_a_memory_cannot_steer_the_terminal(memr1: BankShell) -> None:
     """Control characters in what somebody said are shown as replacement characters; brackets are kept."""
     memr1("add", "My \x1b[31mdog\x07 is [bold]Rex[/bold].")
     printed = memr1("search", "dog")
@@ -298,7 +287,7 @@ def test_a_memory_cannot_steer_the_terminal(memr1: Shell) -> None:
     assert "[bold]Rex[/bold]" in printed
 
 
-def test_the_version_and_the_help(memr1: Shell) -> None:
+def test_the_version_and_the_help(memr1: BankShell) -> None:
     """--version prints it; --help lists every verb with a line, and the exit codes."""
     assert memr1("--version", db=False).strip() == "0.1.0"
     text = memr1("--help", db=False)

@@ -170,11 +170,10 @@ def _present(text: str) -> Iterator[Asked]:
 
 
 def _past(text: str) -> Iterator[Asked]:
-    verbs = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
-    match = re.match(rf"(?:i|we) {_ADVERBS}({'|'.join(verbs)}) (.+)", text, re.IGNORECASE)
+    match = re.match(rf"(?:i|we) {_ADVERBS}({'|'.join(_TOLD)}) (.+)", text, re.IGNORECASE)
     if match is None:
         return
-    verb, rest = verbs[match[1].lower()], _object(match[2])
+    verb, rest = _TOLD[match[1].lower()], _object(match[2])
     thing, details = _split(rest)
     if (verb == "have" and not _COUNTED.match(rest)) or (verb == "use" and rest.startswith("to ")):
         return
@@ -200,6 +199,10 @@ def _regular_past(verb: str) -> str:
     if re.search(r"[^aeiou]y$", verb):
         return f"{verb[:-1]}ied"
     return f"{verb}{'n' if verb == 'plan' else ''}ed"
+
+
+_TOLD = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
+"""Past form to verb."""
 
 
 def _being(text: str) -> Iterator[Asked]:
@@ -264,34 +267,32 @@ def _number(text: str) -> Iterator[Asked]:
 
 
 def _why(text: str) -> Iterator[Asked]:
-    past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
-    match = re.match(rf"i {_ADVERBS}({'|'.join([*_PRESENT, *past])}) ([^,.]+?) (?:be)?cause (.+)", text, re.IGNORECASE)
+    match = re.match(rf"i {_ADVERBS}({'|'.join([*_PRESENT, *_TOLD])}) ([^,.]+?) (?:be)?cause (.+)", text, re.IGNORECASE)
     if match:
         reason = re.sub(r"\bI'm\b|\bI am\b", "{he} is", re.sub(r"[.!,;].*$", "", match[3]), flags=re.IGNORECASE)
         reason = re.sub(r"\bi\b", "{he}", reason, flags=re.IGNORECASE)
         verb = match[1].lower()
-        asks = f"did {{N}} {past[verb]}" if verb in past and verb not in _PRESENT else f"does {{N}} {verb}"
+        asks = f"did {{N}} {_TOLD[verb]}" if verb in _TOLD and verb not in _PRESENT else f"does {{N}} {verb}"
         yield Asked(f"Why {asks} {match[2]}?", reason, f"why {verb} {match[2]}")
 
 
 def _purpose(text: str) -> Iterator[Asked]:
     """ "I took a trip to clear my mind": why, and how, where and with whom something was done."""
-    past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
-    done = rf"(?:i|we) {_ADVERBS}({'|'.join(past)}) "
+    done = rf"(?:i|we) {_ADVERBS}({'|'.join(_TOLD)}) "
     verb = ""
     if match := re.match(
         done + r"([^,.!?]+?) (?:in order |just )?to (?!(?:the|an?|my|our|some|this|that) )([a-z]+ [^,.!?]+)$",
         _no_end(text),
         re.IGNORECASE,
     ):
-        verb = past[match[1].lower()]
+        verb = _TOLD[match[1].lower()]
         if verb not in _TAKES_TO and not re.search(r"\b(?:how|what|where|way|time|able|going|to)$", match[2]):
             yield Asked(f"Why did {{N}} {verb} {match[2]}?", f"to {match[3]}", f"why did {verb} {match[2]}")
     if match := re.match(done + r"([^,.!?]+?) with (my [^,.!?]+|a friend|some friends|friends)$", _no_end(text), re.I):
-        verb = past[match[1].lower()]
+        verb = _TOLD[match[1].lower()]
         yield Asked(f"Who did {{N}} {verb} {match[2]} with?", match[3], f"who {verb} {match[2]}")
     if match := re.match(done + r"([^,.!?]+?) (?:in|at|from) ((?:the |a |an |my )?[\w' ]+)$", _no_end(text), re.I):
-        verb = past[match[1].lower()]
+        verb = _TOLD[match[1].lower()]
         if verb not in ("go", "move", "say", "tell") and not _WHEN.search(match[3]):
             yield Asked(f"Where did {{N}} {verb} {match[2]}?", match[3], f"where {verb} {match[2]}")
     if match := re.match(rf"i {_ADVERBS}({'|'.join(_PRESENT)}|stay|keep|relax) ([^,.!?]*?) ?by (\w+ing [^,.!?]+)$",
@@ -350,16 +351,15 @@ _NO_KIND = re.compile(
 
 
 def _kind(text: str) -> Iterator[Asked]:
-    past = {**_PAST, **{_regular_past(verb): verb for verb in _REGULAR}}
     match = re.match(
-        rf"(?:i|we) {_ADVERBS}({'|'.join([*past, 'have', 'own'])}) (an? [a-z]+ ([a-z]{{3,}}))"
+        rf"(?:i|we) {_ADVERBS}({'|'.join([*_TOLD, 'have', 'own'])}) (an? [a-z]+ ([a-z]{{3,}}))"
         r"(?= (?:for|from|at|in|with|that|which|to|on|and)\b|[.,!]|$)",
         text,
         re.IGNORECASE,
     )
     if match and not _NO_KIND.search(match[2]):
         verb, thing = match[1].lower(), match[3]
-        asks = f"does {{N}} {verb}" if verb in ("have", "own") else f"did {{N}} {past[verb]}"
+        asks = f"does {{N}} {verb}" if verb in ("have", "own") else f"did {{N}} {_TOLD[verb]}"
         yield Asked(f"What kind of {thing} {asks}?", re.sub(r"^an? ", "", match[2]), f"kind of {thing}")
 
 
