@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def oracle(told: list[Synthetic]) -> dict[str, str]:
     return found
 
 
+def right(oracle: dict[str, str]) -> Callable[[Prompt, Role], str]:
+    """A Manager that says what the gold asks for."""
+    return lambda prompt, role: oracle.get(prompt.body.partition("Facts:")[2], "ADD")
+
+
 def decisions_prompt(case: decisions.Case) -> str:
     from memr1_plugin.agents.manager import prompt
 
@@ -59,11 +65,7 @@ def measured(told: list[Synthetic], out: Path, systems: list[System], reply: Any
 
 def test_a_right_manager_is_right(told: list[Synthetic], oracle: dict[str, str], tmp_path: Path) -> None:
     """Gold completions fill the diagonal of what was said; the rules that follow them are counted apart."""
-
-    def right(prompt: Prompt, role: Role) -> str:
-        return oracle.get(prompt.body.partition("Facts:")[2], "ADD")
-
-    row = measured(told, tmp_path, [UNTRAINED], right)["untrained"]
+    row = measured(told, tmp_path, [UNTRAINED], right(oracle))["untrained"]
     assert row["right_as_said"]["mean"] == 1.0
     assert all(row["confusion_as_said"][gold][said] == 0 for gold in decisions.KINDS for said in decisions.KINDS
                if gold != said)  # fmt: skip
@@ -99,11 +101,7 @@ def test_what_was_replaced_again_need_not_be_found(
         if early.new and early.new == late.old
     ]
     assert chains and not any(early.stands for early, _ in chains)
-
-    def right(prompt: Prompt, role: Role) -> str:
-        return oracle.get(prompt.body.partition("Facts:")[2], "ADD")
-
-    row = measured(told, tmp_path, [UNTRAINED], right)["untrained"]
+    row = measured(told, tmp_path, [UNTRAINED], right(oracle))["untrained"]
     assert row["current_retrieved"]["n"] == sum(
         c.stands for one in told for c in decisions.contradicted(one) if c.kind == "UPDATE" and c.new
     )

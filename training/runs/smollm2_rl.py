@@ -150,6 +150,7 @@ def main() -> None:
     role = Role(given.role)
     weights = prepare(resolve(None))
     shipped = find_loras(weights.name)
+    start = given.start or shipped[role]
     embedder = as_embedder(None)
     held = [c for c in load(given.validation) if c.id == given.only] if given.validation else []
     if role is Role.ANSWER:
@@ -157,7 +158,6 @@ def main() -> None:
         asked = [e for c in held for e in answer_episodes(c, embedder) if e.question.answer]
         validation: list[Any] = asked[::2]  # every second question: a validation takes a minute, not two
     else:
-        start = given.start or shipped[role]
         built = list(manager_data(embedder, given.conversations, longmemeval=given.longmemeval))
         episodes = undecided(built, weights.path, start, given.temperature, given.completions)
         print(f"of {len(built)} turns the Manager is undecided about {len(episodes)}", flush=True)
@@ -193,7 +193,7 @@ def main() -> None:
         load_tokenizer(weights.path),
         episodes,
         args,
-        start=given.start or shipped[role],
+        start=start,
         frozen=shipped[Role.ANSWER if role is Role.MANAGER else Role.MANAGER],
         validation=validation,
         embedder=embedder,

@@ -117,17 +117,15 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
     if operation.kind is OperationKind.ADD or fact is None:
         return True
     own = [item for item in related if _one_voice(item.speaker, fact.speaker)]
-    close = [item for item in own if item.score is None or item.score >= settings.believed_floor]
+    close = {item.id for item in own if item.score is None or item.score >= settings.believed_floor}
     if operation.kind is OperationKind.NOOP:
-        return any(_repeats(fact, item) for item in close)
+        return any(_repeats(fact, item) for item in own if item.id in close)
+    target = next((item for item in own if item.id == operation.target), None)
+    if target is None or target.id in close:
+        return target is not None
     if operation.kind is OperationKind.DELETE:
-        over = _OVER.search(fact.text) is not None
-        return any(
-            item in close or (over and _shares_a_word(fact, item)) for item in own if item.id == operation.target
-        )
-    return any(
-        item in close or _of_oneself(item) or _shares_a_word(fact, item) for item in own if item.id == operation.target
-    )
+        return _OVER.search(fact.text) is not None and _shares_a_word(fact, target)
+    return _of_oneself(target) or _shares_a_word(fact, target)
 
 
 def _one_voice(*speakers: str) -> bool:

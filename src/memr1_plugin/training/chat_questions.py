@@ -279,24 +279,24 @@ def _why(text: str) -> Iterator[Asked]:
 def _purpose(text: str) -> Iterator[Asked]:
     """ "I took a trip to clear my mind": why, and how, where and with whom something was done."""
     done = rf"(?:i|we) {_ADVERBS}({'|'.join(_TOLD)}) "
-    verb = ""
+    text = _no_end(text)
     if match := re.match(
         done + r"([^,.!?]+?) (?:in order |just )?to (?!(?:the|an?|my|our|some|this|that) )([a-z]+ [^,.!?]+)$",
-        _no_end(text),
+        text,
         re.IGNORECASE,
     ):
         verb = _TOLD[match[1].lower()]
         if verb not in _TAKES_TO and not re.search(r"\b(?:how|what|where|way|time|able|going|to)$", match[2]):
             yield Asked(f"Why did {{N}} {verb} {match[2]}?", f"to {match[3]}", f"why did {verb} {match[2]}")
-    if match := re.match(done + r"([^,.!?]+?) with (my [^,.!?]+|a friend|some friends|friends)$", _no_end(text), re.I):
+    if match := re.match(done + r"([^,.!?]+?) with (my [^,.!?]+|a friend|some friends|friends)$", text, re.I):
         verb = _TOLD[match[1].lower()]
         yield Asked(f"Who did {{N}} {verb} {match[2]} with?", match[3], f"who {verb} {match[2]}")
-    if match := re.match(done + r"([^,.!?]+?) (?:in|at|from) ((?:the |a |an |my )?[\w' ]+)$", _no_end(text), re.I):
+    if match := re.match(done + r"([^,.!?]+?) (?:in|at|from) ((?:the |a |an |my )?[\w' ]+)$", text, re.I):
         verb = _TOLD[match[1].lower()]
         if verb not in ("go", "move", "say", "tell") and not _WHEN.search(match[3]):
             yield Asked(f"Where did {{N}} {verb} {match[2]}?", match[3], f"where {verb} {match[2]}")
     if match := re.match(rf"i {_ADVERBS}({'|'.join(_PRESENT)}|stay|keep|relax) ([^,.!?]*?) ?by (\w+ing [^,.!?]+)$",
-                         _no_end(text), re.IGNORECASE):  # fmt: skip
+                         text, re.IGNORECASE):  # fmt: skip
         yield Asked(f"How does {{N}} {match[1].lower()} {match[2]}?".replace(" ?", "?"), f"by {match[3]}", "how by")
 
 

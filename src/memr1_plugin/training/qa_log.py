@@ -194,18 +194,23 @@ def _need(row: Any, key: str, kind: type, where: str) -> Any:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text_of(path).split("\n"), 1):
+    yield from _lines(path, text_of(path))
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, loads(line, f"{path}: line {number}")
 
 
 def _lists(path: Path) -> Iterator[tuple[int, list[Any]]]:
     """One list of messages for the whole file, or one a line."""
+    text = text_of(path)
     try:
-        whole = loads(text_of(path), str(path))
+        whole = loads(text, str(path))
     except DataError:  # not one value: a list a line, or broken, which the lines will say
         whole = None
-    rows = [(1, whole)] if isinstance(whole, list) and whole and isinstance(whole[0], Mapping) else _jsonl(path)
+    rows = [(1, whole)] if isinstance(whole, list) and whole and isinstance(whole[0], Mapping) else _lines(path, text)
     for number, row in rows:
         if not isinstance(row, list):
             raise DataError(f"{path}: line {number} is {type(row).__name__}; expected a list of messages.")
