@@ -2,11 +2,12 @@
 
     python benchmarks/certain.py --longmemeval longmemeval_oracle_evidence_turns.jsonl --conversations 12
 
-A fact with nothing related is an ADD by rule, an exact duplicate a NOOP (`agents.manager.certain`). The gold is
-that of synthetic conversations, whose bank is kept as the gold operations say; and of LongMemEval's
-knowledge updates, where a later turn replaces what an earlier one said, in a bank with the evidence of the questions
-before it. No model is called: what is counted is what the rule decides and whether it could have been right, and
-whether the memory to change is among those that the Manager would be shown.
+A fact that bears on no related memory is an ADD by rule, an exact duplicate a NOOP (`agents.belief`); the row marked
+"floor alone" asks about everything related. The gold is that of synthetic conversations, whose bank is kept as the
+gold operations say; and of LongMemEval's knowledge updates, where a later turn replaces what an earlier one said, in a
+bank with the evidence of the questions before it. Real dialogue (--dialogue, a LoCoMo conversation whose every turn is
+added) has no gold, and shows how often a model is asked. No model is called: what is counted is what the rule decides
+and whether it could have been right, and whether the memory to change is among those that the Manager would be shown.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memr1_plugin.agents.manager import certain
+from memr1_plugin.agents.belief import bears_on, certain
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import Embedder, as_embedder
+from memr1_plugin.evaluation.datasets import Conversation, load
 from memr1_plugin.extraction import VerbatimExtractor
 from memr1_plugin.retrieval import Retriever
 from memr1_plugin.settings import Settings
@@ -35,6 +37,15 @@ ADD = OperationKind.ADD
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What is shown to the Manager: related memories, or those of them that the fact bears on."""
+
+    floor: float
+    k: int
+    bearing: bool = True
+
+
+@dataclass(frozen=True)
 class Case:
     """One fact as it comes in: what is related to it, and what should become of it."""
 
@@ -45,9 +56,10 @@ class Case:
     targets: frozenset[int]
     """Memories that it changes, withdraws or repeats; empty for an ADD."""
 
-    def shown(self, floor: float, k: int) -> list[MemoryItem]:
+    def shown(self, rule: Rule) -> list[MemoryItem]:
         """Return what the Manager would be shown."""
-        return [item for item in self.ranked if (item.score or 0.0) >= floor][:k]
+        near = [item for item in self.ranked if (item.score or 0.0) >= rule.floor][: rule.k]
+        return [item for item in near if bears_on(self.fact, item, Settings())] if rule.bearing else near
 
 
 def synthetic_cases(one: Synthetic, embedder: Embedder) -> Iterator[Case]:
@@ -102,33 +114,53 @@ def update_cases(path: Path, embedder: Embedder, most: int) -> Iterator[list[Cas
                     old += [change.item_id for change in changes if change.item_id is not None]
 
 
-def row_of(floor: float, k: int, synthetic: Sequence[Case], updates: Sequence[Sequence[Case]]) -> dict[str, Any]:
-    """Return one floor's row."""
+def dialogue_cases(conversation: Conversation, embedder: Embedder) -> Iterator[Case]:
+    """Walk a dialogue and add every fact."""
+    with Bank.open(":memory:", embedder) as bank:
+        retriever, extractor = Retriever(bank, embedder, Settings()), VerbatimExtractor()
+        for turn in conversation.turns:
+            bank.record([turn])
+            facts = extractor.extract(turn, bank.previous_turn(turn))
+            yield from [_case(retriever, fact, turn.scope, ADD, []) for fact in facts]
+            bank.apply(turn.scope, [Operation(ADD, fact) for fact in facts], turns=[turn])
+
+
+def row_of(
+    rule: Rule, synthetic: Sequence[Case], updates: Sequence[Sequence[Case]], dialogue: Sequence[Case]
+) -> dict[str, Any]:
+    """Return one rule's row."""
     adds = [case for case in synthetic if case.kind is ADD]
     small = [case for case in synthetic if case.kind is OperationKind.NOOP and not case.targets]
     changes = [case for case in synthetic if case.targets]
-    turns = [[case for case in turn if case.shown(floor, k)] for turn in updates]
+    turns = [[case for case in turn if case.shown(rule)] for turn in updates]
     return {
-        "floor": floor,
-        "facts without a call": sum(_rule(c, floor, k) is not None for c in synthetic) / len(synthetic),
-        "ADDs by rule": sum(_rule(c, floor, k) is ADD for c in adds) / max(1, len(adds)),
-        "ADDs lost": sum(_rule(c, floor, k) is OperationKind.NOOP for c in adds) / max(1, len(adds)),
-        "small talk kept": sum(_rule(c, floor, k) is ADD for c in small) / max(1, len(small)),
-        "changes missed": sum(_rule(c, floor, k) is ADD for c in changes) / max(1, len(changes)),
-        "memory to change shown": sum(_sees(c, floor, k) for c in changes) / max(1, len(changes)),
-        "memories shown": sum(len(case.shown(floor, k)) for case in synthetic) / len(synthetic),
-        "updates that reach the Manager": sum(map(bool, turns)) / max(1, len(turns)),
-        "with the old fact shown": sum(any(_sees(c, floor, k) for c in turn) for turn in turns) / max(1, len(turns)),
+        "floor": f"{rule.floor}" if rule.bearing else f"{rule.floor}, floor alone",
+        "facts without a call": _share(_by(c, rule) is not None for c in synthetic),
+        "ADDs by rule": _share(_by(c, rule) is ADD for c in adds),
+        "ADDs lost": _share(_by(c, rule) is OperationKind.NOOP for c in adds),
+        "small talk kept": _share(_by(c, rule) is ADD for c in small),
+        "changes missed": _share(_by(c, rule) is ADD for c in changes),
+        "memory to change shown": _share(_sees(c, rule) for c in changes),
+        "memories shown": sum(len(case.shown(rule)) for case in synthetic) / max(1, len(synthetic)),
+        "updates that reach the Manager": _share(map(bool, turns)),
+        "with the old fact shown": _share(any(_sees(c, rule) for c in turn) for turn in turns),
+        "dialogue: facts without a call": _share(_by(c, rule) is not None for c in dialogue),
+        "dialogue: memories shown": sum(len(c.shown(rule)) for c in dialogue) / max(1, len(dialogue)),
     }
 
 
-def _rule(case: Case, floor: float, k: int) -> OperationKind | None:
-    operation = certain(case.fact, case.shown(floor, k))
+def _share(found: Iterable[bool]) -> float:
+    kept = list(found)
+    return sum(kept) / max(1, len(kept))
+
+
+def _by(case: Case, rule: Rule) -> OperationKind | None:
+    operation = certain(case.fact, case.shown(rule))
     return None if operation is None else operation.kind
 
 
-def _sees(case: Case, floor: float, k: int) -> bool:
-    return bool(case.targets & {item.id for item in case.shown(floor, k)})
+def _sees(case: Case, rule: Rule) -> bool:
+    return bool(case.targets & {item.id for item in case.shown(rule)})
 
 
 def main() -> None:
@@ -139,20 +171,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=8100, help="of the synthetic ones; training used others")
     parser.add_argument("--changing", type=float, default=0.5, help="share of tellings that change an earlier one")
     parser.add_argument("--updates", type=int, default=1_000, help="most knowledge updates")
+    parser.add_argument("--dialogue", type=Path, help="LoCoMo's file")
+    parser.add_argument("--id", default="conv-30", help="of the conversation in it")
     parser.add_argument("--related", type=int, default=Settings().related, help="memories shown to the Manager")
     args = parser.parse_args()
     embedder = as_embedder(None)
     made = conversations(args.seed, args.conversations, changing=args.changing)
     synthetic = [case for one in made for case in synthetic_cases(one, embedder)]
     updates = list(update_cases(args.longmemeval, embedder, args.updates)) if args.longmemeval else []
-    rows = [row_of(floor, args.related, synthetic, updates) for floor in FLOORS]
+    real = [c for c in load(args.dialogue) if c.id == args.id] if args.dialogue else []
+    dialogue = [case for one in real for case in dialogue_cases(one, embedder)]
+    rules = [Rule(floor, args.related) for floor in FLOORS] + [Rule(Settings().related_floor, args.related, False)]
+    rows = [row_of(rule, synthetic, updates, dialogue) for rule in rules]
     kinds = Counter(
         "small talk" if case.kind is OperationKind.NOOP and not case.targets else case.kind.value for case in synthetic
     )
-    print(f"{len(synthetic)} synthetic facts ({dict(kinds)}), {len(updates)} turns that update knowledge")
+    print(f"{len(synthetic)} synthetic facts ({dict(kinds)}), {len(dialogue)} of a dialogue")
+    print(f"{len(updates)} turns that update knowledge")
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(f"{value:.3g}" for value in row.values()) + " |")
+        print("| " + " | ".join(v if isinstance(v, str) else f"{v:.3g}" for v in row.values()) + " |")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
+from memr1_plugin.agents.belief import bears_on
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.bank.embedded import embed
 from memr1_plugin.bank.text_index import View, stem, terms, words
@@ -120,9 +121,13 @@ class Retriever:
             depth *= 4  # the quota or the speaker ate the candidates
 
     def related(self, fact: Fact, scope: Scope) -> list[MemoryItem]:
-        """Return the memories that the Manager is shown beside `fact`, best first; in serving and in training."""
+        """Return the memories that the Manager is shown beside `fact`, best first; in serving and in training.
+
+        Those that it could not change are left out (`belief.bears_on`), unless `Settings.certain` is off.
+        """
         settings = self._settings
-        return self.search(f"{fact.speaker}: {fact.text}", scope, settings.related, floor=settings.related_floor)
+        found = self.search(f"{fact.speaker}: {fact.text}", scope, settings.related, floor=settings.related_floor)
+        return [item for item in found if bears_on(fact, item, settings)] if settings.certain else found
 
     def _find(self, query: str, scope: Scope, depth: int) -> _Found:
         """Search a scope as it is now."""

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from memr1_plugin.agents.belief import bears_on
 from memr1_plugin.agents.engine import Prompt, Role
 from memr1_plugin.agents.manager import Manager, prompt
 from memr1_plugin.errors import ModelError
@@ -144,6 +145,24 @@ def test_a_delete_is_believed_of_what_is_said_to_be_over() -> None:
     ]
     assert followed("DELETE 1", "I stopped eating meat.", sport) == [("ADD", None, "rule")]  # over, but not this
     assert followed("DELETE 1", "Kickboxing was fun today.", sport) == [("ADD", None, "rule")]  # this, but not over
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "speaker", "bears"),
+    [
+        ("I moved to Berlin.", "I live in Lisbon.", "Ana", True),  # no word in common, and yet
+        ("I moved to Berlin.", "I live in Lisbon.", "Bob", False),
+        ("I moved to Berlin.", "I live in Lisbon.", "user", True),
+        ("That is such good news for you!", "I got good news today.", "Ana", False),
+        ("You are the best, and that is the truth.", "You have the best studio of the town.", "Ana", False),
+        ("The trip to Rosa is off.", "We had a great trip to the lake with Rosa.", "Ana", True),
+        ("Ich wohne jetzt in Berlin.", "Ich wohne in Lissabon.", "Ana", True),
+        ("Mein Hund heißt Rex.", "Ich wohne in Lissabon.", "Ana", False),
+    ],
+)
+def test_the_model_is_asked_about_what_a_fact_could_change(said: str, known: str, speaker: str, bears: bool) -> None:
+    """In a long dialogue something is related to every turn: 99 of 100 asked the model, most of them for nothing."""
+    assert bears_on(fact(said), item(1, known, speaker=speaker, score=0.5), Settings()) is bears
 
 
 def test_an_update_does_not_replace_somebody_else_s_life() -> None:

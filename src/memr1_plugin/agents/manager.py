@@ -1,20 +1,17 @@
 """The Memory Manager: a turn's facts and the related memories in, operations out (paper section 3.1).
 
 It builds the prompt, asks the engine, and hands the completion to `operations.parse`; it reads and
-writes no bank. The certain cases never reach the model: an exact duplicate is a NOOP, a fact with
-nothing related is an ADD. And what a small model decides is believed as far as the memories bear it out: no fact
-is dropped, and no memory taken away, by a decision that nothing supports (`believed`).
+writes no bank. What needs no model, and what of a model's decision is followed, is `belief`'s.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memr1_plugin import prompts
+from memr1_plugin.agents.belief import certain, restrain
 from memr1_plugin.agents.engine import Completion, Engine, Prompt, Role, ask
-from memr1_plugin.bank.text_index import terms
 from memr1_plugin.operations import (
     Parsed,
     Rejection,
@@ -26,7 +23,7 @@ from memr1_plugin.operations import (
     render_operations,
 )
 from memr1_plugin.settings import Settings
-from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind
+from memr1_plugin.types import Fact, MemoryItem, Operation
 
 TRAINED = "manager"
 ZERO_SHOT = "manager_zero_shot"
@@ -34,18 +31,6 @@ TOKENS_PER_FACT = 24
 """Output budget: "UPDATE 12" is 4 tokens; the rest is room for a merged text."""
 LINE_CHARS = 280
 """A memory or fact longer than this is cut in the Manager's view (never in the bank)."""
-
-
-SHORT = 3
-"""Words (stems, stop words out) of a fact in which one new word is likely all that it says."""
-
-
-_OVER = re.compile(
-    r"\b(?:no longer|any ?more|stopp?ed|quit|cancel(?:l?ed)?|called off|(?:is|are|was) off|g[ai]ven? up|pulled out"
-    r"|dropped out|sold|got rid of|broke up|split up|died|passed away|never mind|forget (?:that|it|what))\b",
-    re.IGNORECASE,
-)
-"""How people say that something is over: English, as the LoRAs that ship. Elsewhere only what is close is deleted."""
 
 
 @dataclass(frozen=True)
@@ -81,89 +66,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= LINE_CHARS else text[: LINE_CHARS - 3] + "..."
 
 
-def _same(fact: Fact, item: MemoryItem) -> bool:
-    return (one_line(fact.text).casefold(), fact.speaker.casefold()) == (
-        one_line(item.text).casefold(),
-        item.speaker.casefold(),
-    )
-
-
-def certain(fact: Fact, memories: Sequence[MemoryItem]) -> Operation | None:
-    """Return the operation that needs no model, or None if this fact needs one."""
-    if not memories:
-        return Operation(OperationKind.ADD, fact)
-    if any(_same(fact, item) for item in memories):
-        return Operation(OperationKind.NOOP, fact)
-    return None
-
-
-def believed(operation: Operation, related: Sequence[MemoryItem], settings: Settings) -> bool:
-    """Return whether the memories bear out what the model decided.
-
-    A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words,
-    and all of it where it is `SHORT` ("I live in Berlin" repeats half of "I live in Paris", and is news).
-    A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory: be close to it, or say
-    that something is over that the memory names ("I stopped kickboxing"). And nobody's word ends
-    or replaces what somebody else said. An UPDATE keeps the fact and, in the history, what it replaced, so it is
-    believed of what the speakers said about themselves; what they said of others ("My sister is a nurse") is not
-    replaced by a fact that shares no word with it ("I work at Bosch now"). An ADD loses nothing.
-
-    Args:
-        operation: on one fact.
-        related: what was retrieved for that fact, with each memory's relevance to it (None counts as relevant).
-        settings: the relevance that is asked for.
-    """
-    fact = operation.fact
-    if operation.kind is OperationKind.ADD or fact is None:
-        return True
-    own = [item for item in related if _one_voice(item.speaker, fact.speaker)]
-    close = {item.id for item in own if item.score is None or item.score >= settings.believed_floor}
-    if operation.kind is OperationKind.NOOP:
-        return any(_repeats(fact, item) for item in own if item.id in close)
-    target = next((item for item in own if item.id == operation.target), None)
-    if target is None or target.id in close:
-        return target is not None
-    if operation.kind is OperationKind.DELETE:
-        return _OVER.search(fact.text) is not None and _shares_a_word(fact, target)
-    return _of_oneself(target) or _shares_a_word(fact, target)
-
-
-def _one_voice(*speakers: str) -> bool:
-    """True unless the speakers are two people; "user" is a bot's user where nobody gave a name."""
-    return len({speaker.casefold() for speaker in speakers} - {"user"}) <= 1
-
-
-def _of_oneself(item: MemoryItem) -> bool:
-    """True if its speaker is a subject of what it says."""
-    return re.search(r"\b(?:i|we)\b", item.text, re.IGNORECASE) is not None
-
-
-def _shares_a_word(fact: Fact, item: MemoryItem) -> bool:
-    return bool(set(terms(fact.text)) & set(terms(item.text)))
-
-
-def _repeats(fact: Fact, item: MemoryItem) -> bool:
-    """True if a memory has half of the fact's words (stems, stop words out), or all of a short fact's."""
-    wanted = set(terms(fact.text))
-    needed = len(wanted) if len(wanted) <= SHORT else len(wanted) / 2
-    return len(wanted & set(terms(item.text))) >= needed
-
-
-def restrain(
-    operations: Sequence[Operation], related: Sequence[MemoryItem], settings: Settings
-) -> tuple[list[Operation], list[Operation]]:
-    """Return a fact's operations as they are followed, and those that are not; where no other is left, it is added."""
-    kept = [op for op in operations if believed(op, related, settings)]
-    refused = [op for op in operations if op not in kept]
-    if refused and not any(op.kind in (OperationKind.ADD, OperationKind.UPDATE) for op in kept):
-        kept.append(Operation(OperationKind.ADD, refused[0].fact))
-    return kept, refused
-
-
 def followed(
     parsed: Parsed, asked: Sequence[tuple[Fact, Sequence[MemoryItem]]], shown: Sequence[MemoryItem], settings: Settings
 ) -> tuple[list[Operation], list[Rejection]]:
-    """Return the operations of a completion as they are followed, and the lines that are not (`believed`).
+    """Return the operations of a completion as they are followed, and the lines that are not (`belief.believed`).
 
     Args:
         parsed: the completion, read.

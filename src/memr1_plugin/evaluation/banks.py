@@ -18,8 +18,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from memr1_plugin.agents.belief import certain
 from memr1_plugin.agents.engine import Engine
-from memr1_plugin.agents.manager import Decision, Manager, certain
+from memr1_plugin.agents.manager import Decision, Manager
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.evaluation.datasets import Conversation

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from memr1_plugin.agents.belief import certain
 from memr1_plugin.agents.engine import Engine
-from memr1_plugin.agents.manager import Decision, Manager, certain, union
+from memr1_plugin.agents.manager import Decision, Manager, union
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError, InputError
 from memr1_plugin.evaluation import metrics
@@ -84,7 +85,7 @@ class Decided:
     said: str
     """The kind of operation that the model said, or `REFUSED`; that of the rule where no model was asked."""
     followed: str
-    """The kind that was followed: what the memories do not bear out becomes an ADD (`agents.manager.restrain`)."""
+    """The kind that was followed: what the memories do not bear out becomes an ADD (`agents.belief.restrain`)."""
     said_right: bool
     """The right operation, and of an UPDATE or DELETE the right memory."""
     followed_right: bool

@@ -18,6 +18,7 @@ import numpy as np
 
 from memr1_plugin.agents import answerer
 from memr1_plugin.agents import manager as managing
+from memr1_plugin.agents.belief import certain
 from memr1_plugin.agents.engine import Prompt
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.bank.bank import Bank
@@ -341,7 +342,7 @@ def _manager_episode(
     gold: Mapping[str, Gold] | None,
     questions: tuple[Linked, ...],
 ) -> ManagerEpisode | None:
-    ruled = [managing.certain(f, r) for f, r in zip(facts, related, strict=True)]
+    ruled = [certain(f, r) for f, r in zip(facts, related, strict=True)]
     open_facts = tuple(f for f, op in zip(facts, ruled, strict=True) if op is None)
     if not open_facts:
         return None

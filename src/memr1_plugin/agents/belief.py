@@ -1,0 +1,141 @@
+"""What needs no model, and what of a model's decision is followed: both by what the memories themselves say.
+
+A small model is asked only where its answer could matter. An exact duplicate is a NOOP, and a fact that bears on no
+memory (`bears_on`) is an ADD: whatever else a model said of it would not be followed, or would be wrong. And what it
+does decide is believed as far as the memories bear it out: no fact is dropped, and no memory taken away, by a decision
+that nothing supports (`believed`). `benchmarks/certain.py` counts what these rules save and what they miss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from memr1_plugin.bank.text_index import terms
+from memr1_plugin.operations import one_line
+from memr1_plugin.settings import Settings
+from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind
+
+SHORT = 3
+"""Words (stems, stop words out) of a fact in which one new word is likely all that it says."""
+
+_OVER = re.compile(
+    r"\b(?:no longer|any ?more|stopp?ed|quit|cancel(?:l?ed)?|called off|(?:is|are|was) off|g[ai]ven? up|pulled out"
+    r"|dropped out|sold|got rid of|broke up|split up|died|passed away|never mind|forget (?:that|it|what))\b",
+    re.IGNORECASE,
+)
+"""How people say that something is over: English, as the LoRAs that ship. Elsewhere only what is close is deleted."""
+
+_ONESELF = re.compile(r"\b(?:i|we|my|our|me|us|mine|ours|myself|ourselves)\b", re.IGNORECASE)
+_ENGLISH = re.compile(
+    r"\b(?:the|is|an?|and|to|of|you|it|that|was|are|in|for|on|with|your|this|he|she|they|have|has|be|at|so)\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"(?<!^)(?<![.!?]\s)\b[A-Z]\w+")
+"""A capital inside a sentence."""
+
+
+def certain(fact: Fact, memories: Sequence[MemoryItem]) -> Operation | None:
+    """Return the operation that needs no model, or None if this fact needs one.
+
+    Args:
+        memories: those that the Manager would be shown beside the fact (`Retriever.related`).
+    """
+    if not memories:
+        return Operation(OperationKind.ADD, fact)
+    if any(_same(fact, item) for item in memories):
+        return Operation(OperationKind.NOOP, fact)
+    return None
+
+
+def _same(fact: Fact, item: MemoryItem) -> bool:
+    return (one_line(fact.text).casefold(), fact.speaker.casefold()) == (
+        one_line(item.text).casefold(),
+        item.speaker.casefold(),
+    )
+
+
+def bears_on(fact: Fact, item: MemoryItem, settings: Settings) -> bool:
+    """Return whether a fact could replace, end or repeat what a related memory says.
+
+    It must be of the same speaker, and both must speak of whoever says them ("Great job!" and "You will love it" do
+    not) or share a word besides. Where one of them is about something else, they must share a name, or nearly all. Text
+    that is not English needs a word in common.
+    """
+    if not _one_voice(item.speaker, fact.speaker):
+        return False
+    shared = _shares_a_word(fact, item)
+    if not (_silent_on_oneself(fact.text) or _silent_on_oneself(item.text)):
+        return shared or bool(_ONESELF.search(fact.text) and _ONESELF.search(item.text))
+    voices = set(re.findall(r"\w+", f"{fact.speaker} {item.speaker}"))
+    if shared and set(_NAME.findall(fact.text)) & set(_NAME.findall(item.text)) - voices:
+        return True
+    return (item.score is None or item.score >= settings.believed_floor) and _repeats(fact, item)
+
+
+def believed(operation: Operation, related: Sequence[MemoryItem], settings: Settings) -> bool:
+    """Return whether the memories bear out what the model decided.
+
+    A NOOP drops the fact, so the speaker must have said it before: much the same thing, half of it in the same words,
+    and all of it where it is `SHORT` ("I live in Berlin" repeats half of "I live in Paris", and is news).
+    A DELETE takes a memory away and adds nothing, so the fact must speak of that very memory: be close to it, or say
+    that something is over that the memory names ("I stopped kickboxing"). And nobody's word ends
+    or replaces what somebody else said. An UPDATE keeps the fact and, in the history, what it replaced, so it is
+    believed of what the speakers said about themselves; what they said of others ("My sister is a nurse") is not
+    replaced by a fact that shares no word with it ("I work at Bosch now"). An ADD loses nothing.
+
+    Args:
+        operation: on one fact.
+        related: what was retrieved for that fact, with each memory's relevance to it (None counts as relevant).
+        settings: the relevance that is asked for.
+    """
+    fact = operation.fact
+    if operation.kind is OperationKind.ADD or fact is None:
+        return True
+    own = [item for item in related if _one_voice(item.speaker, fact.speaker)]
+    close = {item.id for item in own if item.score is None or item.score >= settings.believed_floor}
+    if operation.kind is OperationKind.NOOP:
+        return any(_repeats(fact, item) for item in own if item.id in close)
+    target = next((item for item in own if item.id == operation.target), None)
+    if target is None or target.id in close:
+        return target is not None
+    if operation.kind is OperationKind.DELETE:
+        return _OVER.search(fact.text) is not None and _shares_a_word(fact, target)
+    return _of_oneself(target) or _shares_a_word(fact, target)
+
+
+def _one_voice(*speakers: str) -> bool:
+    """True unless the speakers are two people; "user" is a bot's user where nobody gave a name."""
+    return len({speaker.casefold() for speaker in speakers} - {"user"}) <= 1
+
+
+def _of_oneself(item: MemoryItem) -> bool:
+    """True if its speaker is a subject of what it says."""
+    return re.search(r"\b(?:i|we)\b", item.text, re.IGNORECASE) is not None
+
+
+def _silent_on_oneself(text: str) -> bool:
+    """True of an English text that says nothing of its speaker; what is English shows in two of its small words."""
+    return _ONESELF.search(text) is None and len({word.lower() for word in _ENGLISH.findall(text)}) > 1
+
+
+def _shares_a_word(fact: Fact, item: MemoryItem) -> bool:
+    return bool(set(terms(fact.text)) & set(terms(item.text)))
+
+
+def _repeats(fact: Fact, item: MemoryItem) -> bool:
+    """True if a memory has half of the fact's words (stems, stop words out), or all of a short fact's."""
+    wanted = set(terms(fact.text))
+    needed = len(wanted) if len(wanted) <= SHORT else len(wanted) / 2
+    return len(wanted & set(terms(item.text))) >= needed
+
+
+def restrain(
+    operations: Sequence[Operation], related: Sequence[MemoryItem], settings: Settings
+) -> tuple[list[Operation], list[Operation]]:
+    """Return a fact's operations as they are followed, and those that are not; where no other is left, it is added."""
+    kept = [op for op in operations if believed(op, related, settings)]
+    refused = [op for op in operations if op not in kept]
+    if refused and not any(op.kind in (OperationKind.ADD, OperationKind.UPDATE) for op in kept):
+        kept.append(Operation(OperationKind.ADD, refused[0].fact))
+    return kept, refused
