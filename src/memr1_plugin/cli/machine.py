@@ -120,7 +120,7 @@ def _engine(model: str) -> dict[str, Any]:
         from memr1_plugin.agents import hardware, loading
 
         unpacked = loading.gains_unpacked(hardware.choose_device())
-        row["weights"] = "nf4, computed unpacked, each LoRA added in" if unpacked else "nf4"
+        row["weights"] = "nf4, computed unpacked if memory allows, each LoRA added in" if unpacked else "nf4"
     return row
 
 
