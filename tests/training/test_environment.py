@@ -45,6 +45,7 @@ class Turned:
     questions: tuple[Asked, ...]
     ruled: tuple[Operation, ...] = ()
     near: tuple[tuple[MemoryItem, ...], ...] | None = None
+    gold: tuple[Operation, ...] | None = None
     id: str = "e1"
     scope: Scope = ANA
 
@@ -206,6 +207,23 @@ def test_a_weighted_reward_that_cannot_be_computed_is_refused_at_the_start(bank:
     without = [Turned(bank, (known,), (Asked("Where does Ana live?", "Berlin"),))]
     env = ManagerEnvironment(without, engine, HashEmbedder(), weights={**rewards.PAPER_WEIGHTS, "evidence_coverage": 0})
     assert "evidence_coverage" not in env.parts and env.score(0, ["ADD"])[0].breakdown.total == 1.0
+
+
+def test_adding_leaves_what_became_untrue_and_freshness_says_so(bank: Bank) -> None:
+    """GRPO learned to add everything: the Answer Agent, shown both addresses, names the newer one either way."""
+    moved = fact("I live in Berlin now.", "t3", day=1)
+    home = bank.items(ANA)[1].id
+    gold = (Operation(OperationKind.UPDATE, moved, home),)
+    episode = Turned(bank, (moved,), (Asked("Where does Ana live?", "Berlin", ("t3",)),), gold=gold)
+    env = ManagerEnvironment(
+        [episode], ScriptedModel(knows, loras=TRAINED), HashEmbedder(), weights={"token_f1": 1.0, "freshness": 0.5}
+    )
+    added, updated, wrong = env.score(0, ["ADD", "UPDATE 2", "UPDATE 1"])
+    assert [o.breakdown.parts["freshness"] for o in (added, updated, wrong)] == [0.0, 1.0, 0.0]
+    assert [o.breakdown.parts["token_f1"] for o in (added, updated)] == [1.0, 1.0]
+    assert updated.breakdown.total == 1.5
+    with pytest.raises(DataError, match="freshness cannot be computed for 1 episodes"):
+        environment(bank, weights={"token_f1": 1.0, "freshness": 0.5})
 
 
 def items() -> tuple[MemoryItem, ...]:

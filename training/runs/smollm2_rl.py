@@ -27,7 +27,7 @@ from memr1_plugin.agents.setup import prepare
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import load
 from memr1_plugin.settings import Settings
-from memr1_plugin.training import groups, lora, rl, sources, synthetic
+from memr1_plugin.training import groups, lora, rewards, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
 from memr1_plugin.training.episodes import AnswerEpisode, Linked, ManagerEpisode, answer_episodes, manager_episodes
 from memr1_plugin.training.grpo import laptop_config
@@ -126,6 +126,13 @@ def undecided(
     return found
 
 
+def weights_of(role: Role, given: argparse.Namespace) -> dict[str, float]:
+    """The weights of the reward's parts, as the command line says."""
+    if role is Role.MANAGER:
+        return {**rewards.MANAGER_WEIGHTS, **({"freshness": given.freshness} if given.freshness else {})}
+    return EXACT_WEIGHTS if given.reward == "exact" else ANSWER_WEIGHTS
+
+
 def main() -> None:
     """Parse the command line, build the episodes, train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -140,6 +147,9 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=60, help="synthetic ones")
     parser.add_argument("--chats", type=int, default=60, help="conversations of real small talk (Answer Agent)")
     parser.add_argument("--reward", choices=["f1", "exact"], default="f1", help="of the Answer Agent")
+    parser.add_argument(
+        "--freshness", type=float, default=0.0, help="its weight in the Manager's reward (no LongMemEval)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of the roll-outs")
     parser.add_argument("--beta", type=float, default=0.0, help="of GRPO's KL term")
     parser.add_argument("--longmemeval", default="", help="LongMemEval's evidence turns")
@@ -197,7 +207,7 @@ def main() -> None:
         frozen=shipped[Role.ANSWER if role is Role.MANAGER else Role.MANAGER],
         validation=validation,
         embedder=embedder,
-        weights=None if role is Role.MANAGER else EXACT_WEIGHTS if given.reward == "exact" else ANSWER_WEIGHTS,
+        weights=weights_of(role, given),
         settings=Settings(candidates=CANDIDATES) if role is Role.MANAGER else None,
     )
     best = trainer.best_checkpoint

@@ -83,6 +83,10 @@ class ManagerEpisode(Protocol):
     def questions(self) -> Sequence[LinkedQuestion]:
         """Questions whose evidence is complete at this turn."""
 
+    @property
+    def gold(self) -> Sequence[Operation] | None:
+        """What is right, where it is known (synthetic conversations)."""
+
     def open_bank(self) -> Bank:
         """Return the bank as it was before the turn; the caller closes it."""
 
@@ -164,7 +168,14 @@ class ManagerEnvironment:
     """
 
     role = Role.MANAGER
-    parts: tuple[str, ...] = ("exact_match", "token_f1", "evidence_coverage", "format_validity", "compression")
+    parts: tuple[str, ...] = (
+        "exact_match",
+        "token_f1",
+        "evidence_coverage",
+        "format_validity",
+        "compression",
+        "freshness",
+    )
 
     def __init__(
         self,
@@ -182,7 +193,10 @@ class ManagerEnvironment:
                 f"{len(silent)} episodes have no questions ({silent[0]!r} is the first), so nothing rewards what is "
                 "done there. Leave them out, or learn them by SFT."
             )
-        lacking = [e.id for e in episodes if not any(q.evidence for q in e.questions)]
+        lacking = {
+            "evidence_coverage": [e.id for e in episodes if not any(q.evidence for q in e.questions)],
+            "freshness": [e.id for e in episodes if e.gold is None],
+        }
         self.parts = _parts(self.parts, weights, lacking)
         self.weights = {name: weights.get(name, 0.0) for name in self.parts}
         self.answerer = Answerer(engine)
@@ -279,6 +293,10 @@ class ManagerEnvironment:
             held = rewards.held_turns(said, after)
             with_evidence = [q.evidence for q in episode.questions if q.evidence]
             parts["evidence_coverage"] = statistics.fmean(rewards.evidence_coverage(e, held) for e in with_evidence)
+        if "freshness" in self.parts:
+            targets = {op.target for op in episode.gold or () if op.kind is not OperationKind.ADD}
+            outdated = {item.id: item.text for item in before if item.id in targets}
+            parts["freshness"] = rewards.freshness(outdated, after)
         refused = [{"line": r.line, "reason": r.reason} for r in (*parsed.rejections, *done.unsupported)]
         return Outcome(
             rewards.combine(parts, self.weights) if form else rewards.floor(self.parts, self.weights),
@@ -321,7 +339,7 @@ class AnswerEnvironment:
     ) -> None:
         self.episodes, self.engine = episodes, engine
         lacking = [e.id for e in episodes if e.question.answer.strip() and not e.question.evidence]
-        self.parts = _parts(self.parts, weights, lacking)
+        self.parts = _parts(self.parts, weights, {"evidence_coverage": lacking})
         self.weights = {name: weights.get(name, 0.0) for name in self.parts}
         self.histogram = Histogram(["answered", "abstained", "refused"])
 
@@ -368,17 +386,23 @@ class AnswerEnvironment:
         )
 
 
-def _parts(names: tuple[str, ...], weights: Mapping[str, float], lacking: Sequence[str]) -> tuple[str, ...]:
+_LACKS = {
+    "evidence_coverage": "no evidence turns; link their questions",
+    "freshness": "no gold operations; train on synthetic conversations",
+}
+"""For each part that not every episode allows: what they have not, and what to do."""
+
+
+def _parts(names: tuple[str, ...], weights: Mapping[str, float], lacking: Mapping[str, list[str]]) -> tuple[str, ...]:
     """Return the parts that these episodes allow; a weighted part that they do not allow is an error."""
     rewards.check_weights(weights, names)
-    if not lacking:
-        return names
-    if weights.get("evidence_coverage"):
-        raise DataError(
-            f"{len(lacking)} episodes have no evidence turns ({lacking[0]!r} is the first), so evidence_coverage "
-            "cannot be computed for them. Link their questions, leave them out, or give that part no weight."
-        )
-    return tuple(name for name in names if name != "evidence_coverage")
+    for name, ids in lacking.items():
+        if ids and weights.get(name):
+            raise DataError(
+                f"{name} cannot be computed for {len(ids)} episodes ({ids[0]!r} is the first): they have "
+                f"{_LACKS[name]}, leave them out, or give that part no weight."
+            )
+    return tuple(name for name in names if not lacking.get(name))
 
 
 def _words(things: Sequence[MemoryItem] | Sequence[Fact]) -> int:

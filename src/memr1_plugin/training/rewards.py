@@ -17,8 +17,8 @@ from memr1_plugin.evaluation import metrics
 from memr1_plugin.operations import Parsed, one_line
 from memr1_plugin.types import MemoryItem
 
-PARTS = ("exact_match", "token_f1", "format_validity", "evidence_coverage", "brevity", "compression")
-"""Every part there is. The Manager has no ``brevity``, the Answer Agent no ``compression``."""
+PARTS = ("exact_match", "token_f1", "format_validity", "evidence_coverage", "brevity", "compression", "freshness")
+"""Every part there is. The Manager has no ``brevity``, the Answer Agent no ``compression`` and no ``freshness``."""
 
 PAPER_WEIGHTS: Mapping[str, float] = {"exact_match": 1.0}
 """The paper's reward for both agents: "exact match (EM)" of the answer, and nothing else (its Eq. 4)."""
@@ -169,6 +169,24 @@ def held_turns(said: Sequence[tuple[str, str]], items: Sequence[MemoryItem], *, 
         words = metrics.word_set(item.text)
         held |= {t for t, w in words_of if w and t in item.turn_ids and len(w & words) >= share * len(w)}
     return held
+
+
+def freshness(outdated: Mapping[int, str], items: Sequence[MemoryItem]) -> float:
+    """Is what the turn made untrue gone from the bank? (Manager)
+
+    Formula: the share of the `outdated` memories (id and text, before the turn) that no item says any more; 1 where
+    nothing became untrue. It needs gold operations, so it is for synthetic conversations.
+
+    >>> freshness({}, []), freshness({7: "I live in Paris."}, [])
+    (1.0, 1.0)
+
+    Source: ours. Answers alone do not ask for it: an Answer Agent that is shown an old and a new address with their
+    dates names the new one, so adding costs nothing, and GRPO learned to add (training/LOG.md, 2026-11-28).
+    """
+    if not outdated:
+        return 1.0
+    said = {(item.id, item.text) for item in items}
+    return sum((number, text) not in said for number, text in outdated.items()) / len(outdated)
 
 
 def brevity(answer: str, *, budget: int = 6) -> float:
