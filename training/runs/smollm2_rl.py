@@ -147,9 +147,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=60, help="synthetic ones")
     parser.add_argument("--chats", type=int, default=60, help="conversations of real small talk (Answer Agent)")
     parser.add_argument("--reward", choices=["f1", "exact"], default="f1", help="of the Answer Agent")
-    parser.add_argument(
-        "--freshness", type=float, default=0.0, help="its weight in the Manager's reward (no LongMemEval)"
-    )
+    parser.add_argument("--freshness", type=float, default=0.0, help="its weight in the Manager's reward")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the roll-outs")
     parser.add_argument("--beta", type=float, default=0.0, help="of GRPO's KL term")
     parser.add_argument("--longmemeval", default="", help="LongMemEval's evidence turns")
