@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, TypeVar
@@ -66,7 +66,7 @@ class _Json:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that `json.dumps` takes and `from_json` turns back into an equal value."""
-        return {k: _plain(v) for k, v in asdict(self).items()}  # type: ignore[call-overload]
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -82,6 +82,8 @@ _TUPLES = {"turn_ids", "used", "evidence"}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, _Json):
+        return value.to_json()
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Enum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -84,11 +85,18 @@ class Bundle:
     changes: list[Logged] = field(default_factory=list)
     feedback: list[tuple[Answer, str]] = field(default_factory=list)
 
-    def scopes(self) -> list[Scope]:
-        """Return the scopes that something is for."""
-        named = [turn.scope for turn, *_ in self.turns] + [item.scope for item in self.items]
-        named += [logged.change.scope for logged in self.changes] + [answer.scope for answer, _ in self.feedback]
-        return list(dict.fromkeys(named))
+    def parted(self) -> dict[Scope, Bundle]:
+        """Return what is for each scope, in one pass: a bank of many users has as many scopes."""
+        parts: defaultdict[Scope, Bundle] = defaultdict(Bundle)
+        for turn in self.turns:
+            parts[turn[0].scope].turns.append(turn)
+        for item in self.items:
+            parts[item.scope].items.append(item)
+        for logged in self.changes:
+            parts[logged.change.scope].changes.append(logged)
+        for given in self.feedback:
+            parts[given[0].scope].feedback.append(given)
+        return dict(parts)
 
 
 def read(rows: Iterable[Mapping[str, Any]], scope: Scope | None) -> Bundle:
@@ -185,29 +193,25 @@ def write(connection: sqlite3.Connection, bundle: Bundle, embedded: Embedded) ->
     managed, caught = [done for _, done, _ in bundle.turns], [rules for _, _, rules in bundle.turns]
     n = sum(record(connection, turns, managed=managed, caught=caught))
     now = aware(None)
-    for scope in bundle.scopes():
+    for scope, part in bundle.parted().items():
         scope_id = scope_row_or_new(connection, scope)
-        n += _write_scope(
-            Writing(connection, scope, scope_id, next_version(connection, scope_id), now), bundle, embedded
-        )
+        n += _write_scope(Writing(connection, scope, scope_id, next_version(connection, scope_id), now), part, embedded)
     return n
 
 
 def _write_scope(writing: Writing, bundle: Bundle, embedded: Embedded) -> int:
-    items = sorted((item for item in bundle.items if item.scope == writing.scope), key=lambda item: item.id)
-    logged = [entry for entry in bundle.changes if entry.change.scope == writing.scope]
-    first = {e.change.item_id: e.change.after for e in reversed(logged) if e.change.item_id is not None}
+    first = {e.change.item_id: e.change.after for e in reversed(bundle.changes) if e.change.item_id is not None}
     known = _origins(writing)
     new_ids: dict[int, int] = {}
     same_ids: dict[int, int] = {}
-    for item in items:
+    for item in sorted(bundle.items, key=lambda item: item.id):
         origin = _origin(first.get(item.id) or item)
         if origin in known:
             same_ids[item.id] = known[origin]
             continue
         made = insert(writing, replace(item, id=_free_id(writing, item.id)), embedded.of(item))
         new_ids[item.id] = made.id
-    n = len(new_ids) + _write_changes(writing, logged, new_ids)
+    n = len(new_ids) + _write_changes(writing, bundle.changes, new_ids)
     _log_unlogged(writing, list(new_ids.values()))
     return n + _write_feedback(writing, bundle, {**same_ids, **new_ids})
 
@@ -294,7 +298,7 @@ def _log_unlogged(writing: Writing, item_ids: list[int]) -> None:
 def _write_feedback(writing: Writing, bundle: Bundle, ids: dict[int, int]) -> int:
     rows = writing.connection.execute("SELECT answer FROM feedback WHERE scope_id = ?", (writing.scope_id,))
     known = {json.loads(answer)["id"] for (answer,) in rows}
-    new = [(a, correct) for a, correct in bundle.feedback if a.scope == writing.scope and a.id not in known]
+    new = [(a, correct) for a, correct in bundle.feedback if a.id not in known]
     for answer, correct in new:
         items = tuple(replace(item, id=ids.get(item.id, item.id), scope=writing.scope) for item in answer.items)
         moved = replace(answer, items=items, used=tuple(ids.get(i, i) for i in answer.used))
