@@ -56,6 +56,7 @@ class Episode:
     questions: tuple[Question, ...]
     scope: Scope = SCOPE
     ruled: tuple[Operation, ...] = ()
+    gold: tuple[Operation, ...] | None = None
 
     @property
     def memories(self) -> tuple[MemoryItem, ...]:
