@@ -129,7 +129,7 @@ def undecided(
 def weights_of(role: Role, given: argparse.Namespace) -> dict[str, float]:
     """The weights of the reward's parts, as the command line says."""
     if role is Role.MANAGER:
-        return {**rewards.MANAGER_WEIGHTS, **({"freshness": given.freshness} if given.freshness else {})}
+        return {**rewards.MANAGER_WEIGHTS, "freshness": given.freshness}
     return EXACT_WEIGHTS if given.reward == "exact" else ANSWER_WEIGHTS
 
 
