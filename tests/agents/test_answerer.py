@@ -22,13 +22,21 @@ def item(id: int, text: str, day: int) -> MemoryItem:
 BERLIN, ROME = item(11, "I moved to Berlin.", 20), item(22, "I live in Rome.", 8)
 
 
-def test_memories_are_shown_by_date_and_numbers_mean_their_places() -> None:
-    """Relevance orders the candidates, the calendar orders the prompt; the ids come back right."""
-    engine = ScriptedModel([" 2 -> Berlin"])
+def test_memories_are_shown_by_relevance_and_numbers_mean_their_places() -> None:
+    """The first line is retrieval's best match, whatever its date; the ids come back right."""
+    engine = ScriptedModel([" 1 -> Berlin"])
     answer = Answerer(engine).answer("Where does Ana live?", [BERLIN, ROME], AT)
-    assert engine.prompts[0].body.index("Rome") < engine.prompts[0].body.index("Berlin")
+    body = engine.prompts[0].body
+    assert body.index("1. [20 May 2023] Ana: I moved to Berlin.") < body.index("2. [8 May 2023] Ana: I live in Rome.")
     assert (answer.text, answer.used, answer.abstained) == ("Berlin", (11,), False)
     assert answer.selected == (BERLIN,) and answer.items == (BERLIN, ROME)
+
+
+def test_the_question_stands_before_the_memories_and_after_them() -> None:
+    """A causal model reads a memory knowing only what stands before it."""
+    body = prompt("Where does Ana live?", [BERLIN, ROME], AT, trained=True).body
+    first, last = (find("Question [8 May 2023]: Where does Ana live?") for find in (body.find, body.rfind))
+    assert 0 <= first < body.index("Berlin") < body.index("Rome") < last
 
 
 def test_none_is_an_abstention_in_words() -> None:
@@ -48,7 +56,7 @@ def test_select_returns_what_matters_in_the_order_named() -> None:
     """Memory distillation alone stops after the numbers."""
     engine = ScriptedModel([" 2 1 ->"])
     selected, _ = Answerer(engine).select("Where?", [BERLIN, ROME], AT)
-    assert selected == [BERLIN, ROME]
+    assert selected == [ROME, BERLIN]
     assert "text" not in (engine.prompts[0].grammar or "") and engine.prompts[0].max_tokens <= 20
 
 
@@ -56,10 +64,10 @@ def test_an_answer_rests_on_a_memory_that_says_it() -> None:
     """Asked where Ana lives, the demo's model said Berlin and named her sister the nurse."""
     sister, both = item(33, "My sister Rosa is a nurse.", 9), item(44, "I like Berlin.", 21)
     asked = ("Where does Ana live?", [BERLIN, sister, both], AT)
-    assert Answerer(ScriptedModel([" 1 -> Berlin"])).answer(*asked).used == (11,)  # 1 is the sister, by date
+    assert Answerer(ScriptedModel([" 2 -> Berlin"])).answer(*asked).used == (11,)  # 2 is the sister
     assert Answerer(ScriptedModel([" 3 -> Berlin"])).answer(*asked).used == (44,)  # what may be meant is kept
-    assert Answerer(ScriptedModel([" 1 2 -> Berlin"])).answer(*asked).used == (33, 11)
-    assert Answerer(ScriptedModel([" 1 -> yes"])).answer(*asked).used == (33,)  # no memory says it in words
+    assert Answerer(ScriptedModel([" 1 2 -> Berlin"])).answer(*asked).used == (11, 33)
+    assert Answerer(ScriptedModel([" 2 -> yes"])).answer(*asked).used == (33,)  # no memory says it in words
 
 
 def test_several_questions_are_one_batch() -> None:
@@ -74,7 +82,7 @@ def test_several_questions_are_one_batch() -> None:
 def test_what_completion_writes_parse_reads(places: list[int], text: str) -> None:
     """The gold of a training example means to the parser what it meant to the writer."""
     used, words = parse(completion(places, text), [BERLIN, ROME])
-    assert set(used) == {{1: 22, 2: 11}[p] for p in places}
+    assert set(used) == {{1: 11, 2: 22}[p] for p in places}
     assert words == (text if places else "")
 
 

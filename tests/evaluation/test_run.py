@@ -130,14 +130,14 @@ def test_unselected_answers_name_what_retrieval_ranked_first(tmp_path: Path) -> 
 
 
 def test_at_most_eight_memories_are_named_unselected() -> None:
-    """Of ten candidates the eight most relevant are named, by their places in the prompt, which is by date."""
+    """Of ten candidates the eight most relevant are named: the first eight of the prompt."""
     from memr1_plugin.types import MemoryItem
 
     items = [
         MemoryItem(n, Scope(), f"fact {n}", "Ana", AT.replace(day=n), created_at=AT, updated_at=AT)
         for n in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1)
     ]
-    assert unselected(items).startswith('root ::= " 3 4 5 6 7 8 9 10 ->" text')
+    assert unselected(items).startswith('root ::= " 1 2 3 4 5 6 7 8 ->" text')
 
 
 def test_answers_are_those_that_serving_gives(tmp_path: Path) -> None:

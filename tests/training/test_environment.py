@@ -90,12 +90,15 @@ def bank() -> Iterator[Bank]:
 
 def knows(prompt: Prompt, role: Role) -> str:
     """An Answer Agent that knows the two questions of this file, and reads the newest memory that bears on one."""
-    lines = prompt.body.split("Question [")[0].splitlines()[1:]
-    key, answers = (
-        ("live", ("Paris", "Berlin")) if "live" in prompt.body.rsplit("]:", 1)[1] else ("cat", ("Rex", "Tom"))
-    )
-    found = [(n, a) for n, line in enumerate(lines, 1) if key in line for a in answers if a in line]
-    return f" {found[-1][0]} -> {found[-1][1]}" if found else " none"
+    memories, question = prompt.body.split("Memories:\n", 1)[1].rsplit("Question [", 1)
+    key, answers = ("live", ("Paris", "Berlin")) if "live" in question else ("cat", ("Rex", "Tom"))
+    found = [
+        (datetime.strptime(line.split("[")[1].split("]")[0], "%d %B %Y"), n, answer)
+        for n, line in enumerate(memories.splitlines(), 1)
+        for answer in answers
+        if key in line and answer in line
+    ]
+    return f" {max(found)[1]} -> {max(found)[2]}" if found else " none"
 
 
 def environment(bank: Bank, reply: object = knows, **options: object) -> tuple[ManagerEnvironment, ScriptedModel]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from memr1_plugin.agents import answerer
-from memr1_plugin.errors import DataError, InputError
+from memr1_plugin.errors import InputError
 from memr1_plugin.evaluation.datasets import Conversation, Question
 from memr1_plugin.operations import parse
 from memr1_plugin.testing import HashEmbedder
-from memr1_plugin.training import episodes, synthetic
+from memr1_plugin.training import episodes
 from memr1_plugin.training.episodes import AnswerEpisode, CachedEmbedder
 from memr1_plugin.training.synthetic import Gold
 from memr1_plugin.types import OperationKind, Scope, Turn
@@ -106,28 +104,6 @@ def test_gold_that_cannot_be_named_becomes_an_add(told: Conversation) -> None:
     episode = list(episodes.manager_episodes(told, EMBEDDER))[-1]
     [operation] = episodes.gold_operations(Gold(OperationKind.UPDATE, "t99"), episode.facts, episode.memories)
     assert operation.kind is OperationKind.ADD
-
-
-def test_groups_share_their_memories(told: Conversation) -> None:
-    """All examples of a group begin alike, up to the question."""
-    made = episodes.answer_episodes(next(synthetic.conversations(2, 1)).conversation, EMBEDDER)
-    groups = list(episodes.grouped(made, random.Random(0), groups=6))
-    assert len(groups) == 6
-    for group in groups:
-        assert len({e.prompt.body.split("Question [")[0] for e in group}) == 1
-    assert any(e.completion == " none" for group in groups for e in group)
-
-
-def test_groups_go_to_a_file_and_back(told: Conversation, tmp_path: Path) -> None:
-    """The cache of a data step reads back equal; a damaged line is named."""
-    made = [[e for e in (ep.example() for ep in _by_id(told).values()) if e is not None]]
-    path = tmp_path / "examples.jsonl"
-    assert episodes.save(made, path) == len(made[0])
-    again = episodes.load(path)
-    assert [(e.prompt.body, e.completion) for e in again[0]] == [(e.prompt.body, e.completion) for e in made[0]]
-    path.write_text(path.read_text() + "[[1]]\n")
-    with pytest.raises(DataError, match="line 2"):
-        episodes.load(path)
 
 
 def test_a_text_is_embedded_once() -> None:

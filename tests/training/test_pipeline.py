@@ -34,7 +34,6 @@ related_floor = 0.0
 [data]
 bank = "add"
 episodes = 8
-file_groups = 2
 [lora]
 r = 4
 [sft]

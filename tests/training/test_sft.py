@@ -63,7 +63,7 @@ def test_a_packed_example_has_the_gradient_of_the_plain_model(base: Path) -> Non
 
 
 def test_packing_computes_the_common_beginning_once(base: Path) -> None:
-    """Three questions about the same memories are one beginning and three short ends."""
+    """Three questions after the same words are one beginning and three short ends."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     together = len(sft.pack(tokenizer, _group()).input_ids)
     apart = sum(len(sft.pack(tokenizer, [e]).input_ids) for e in _group())
@@ -85,16 +85,20 @@ def test_nothing_to_pack_is_refused(base: Path) -> None:
     with pytest.raises(InputError, match="at least one"):
         sft.pack(tokenizer, [])
     with pytest.raises(DataError, match="raise max_tokens"):
-        sft.rows_of(tokenizer, [_group()], 10)
+        sft.rows_of(tokenizer, _group(), 10)
 
 
-def test_a_group_that_is_too_long_loses_its_last_examples(base: Path) -> None:
-    """The row that is left fits."""
+def test_rows_are_filled_in_order_and_an_example_that_fits_none_is_left_out(base: Path) -> None:
+    """No row is longer than was asked for, and what is learned is every example but the one that is too long."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    full = len(sft.pack(tokenizer, _group()).input_ids)
-    rows = sft.rows_of(tokenizer, [_group()], full - 1)
-    assert len(rows) == 1
-    assert max(rows[0]["segments"]) == 2
+    long = Example(Prompt("", "and " * 500), " 1 -> Rex")
+    alone = max(len(sft.pack(tokenizer, [e]).input_ids) for e in _group())
+    rows = sft.rows_of(tokenizer, [*_group(), long, *_group("dog")], 2 * alone)
+    assert [max(row["segments"]) for row in rows] == [2, 2, 2]
+    assert all(len(row["input_ids"]) <= 2 * alone for row in rows)
+    learned = [token for row in rows for token in row["labels"] if token != IGNORED]
+    answers = [e.completion for e in (*_group(), *_group("dog"))]
+    assert tokenizer.decode(learned, skip_special_tokens=True) == "".join(answers)
 
 
 def _train(base: Path, folder: Path, steps: int, epochs: int = 20) -> Any:
@@ -111,8 +115,8 @@ def _train(base: Path, folder: Path, steps: int, epochs: int = 20) -> Any:
         max_steps=steps,
         disable_tqdm=True,
     )
-    groups = [_group(word) for word in ("cat", "dog", "bird", "fish")]
-    return sft.train(_model(base), AutoTokenizer.from_pretrained(base), groups, settings)
+    examples = [example for word in ("cat", "dog", "bird", "fish") for example in _group(word)]
+    return sft.train(_model(base), AutoTokenizer.from_pretrained(base), examples, settings)
 
 
 def test_training_learns_resumes_and_logs(base: Path, tmp_path: Path) -> None:

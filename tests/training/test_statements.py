@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("trl", reason="needs the extra train")
 
-from memr1_plugin.training.statements import examples, questions
+from memr1_plugin.training.statements import conversations, examples
 
 
 def test_the_same_seed_gives_the_same_examples() -> None:
@@ -30,13 +30,14 @@ def test_every_operation_occurs_and_names_a_memory_that_is_shown() -> None:
 
 
 def test_a_question_is_answered_by_the_newest_statement_about_it() -> None:
-    """Memories may hold what was replaced too: the gold names the line that holds, and quotes it; unsaid is none."""
-    asked = [example for group in questions(7, 60) for example in group]
-    unsaid = [example for example in asked if example.completion == " none"]
-    assert 0.05 < len(unsaid) / len(asked) < 0.4
-    for example in asked:
-        if example in unsaid:
-            continue
-        place, value = example.completion.strip().split(" -> ")
-        [line] = [row for row in example.prompt.body.splitlines() if row.startswith(f"{place}. ")]
-        assert value in line
+    """What was replaced may have been told too: the gold quotes the turn that holds; some ask what nobody said."""
+    told = list(conversations(7, 60))
+    asked = [(q, {t.id: t for t in c.turns}) for c in told for q in c.questions]
+    assert 0.05 < sum(q.unanswerable for q, _ in asked) / len(asked) < 0.4
+    for question, turns in asked:
+        if question.unanswerable:
+            assert (question.answer, question.evidence) == ("", ())
+        else:
+            [said] = question.evidence
+            assert question.answer in turns[said].text
+    assert list(conversations(7, 5)) == told[:5]

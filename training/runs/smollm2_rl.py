@@ -30,6 +30,7 @@ from memr1_plugin.settings import Settings
 from memr1_plugin.training import groups, lora, rewards, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
 from memr1_plugin.training.episodes import AnswerEpisode, Linked, ManagerEpisode, answer_episodes, manager_episodes
+from memr1_plugin.training.examples import as_in_real_talk, without_evidence
 from memr1_plugin.training.grpo import laptop_config
 from memr1_plugin.training.sft import bf16_pays
 from memr1_plugin.training.shared import encode
@@ -55,29 +56,22 @@ EXACT_WEIGHTS = {"exact_match": 1.2, "evidence_coverage": 0.4, "format_validity"
 
 def answer_data(embedder: Embedder, longmemeval: str, chats: int, conversations: int) -> list[AnswerEpisode]:
     """Questions about real small talk, synthetic talk and LongMemEval's users; one in `UNANSWERED` has no answer."""
-    lines = sources.chatter()
-    found = [e for asked in sources.chat_episodes(sources.Amount(SEED, chats, 0), embedder) for e in asked]
-    told = sources.synthetic_episodes(sources.Amount(SEED, conversations, 0), embedder, lines)
-    found += [e for asked in told for e in asked]
+    lines, rng = sources.chatter(), random.Random(SEED)
+    found = [e for asked in sources.chat_episodes(sources.Amount(SEED, chats), embedder) for e in asked]
+    told = sources.synthetic_episodes(sources.Amount(SEED, conversations), embedder, lines)
+    invented = [e for asked in told for e in asked]
     if longmemeval:
         real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
-        found += [e for asked in real for e in asked]
-    rng = random.Random(SEED)
+        invented += [e for asked in real for e in asked]
+    found += as_in_real_talk(invented, rng)
     rng.shuffle(found)
     shown = [replace(e, items=e.items[: rng.randint(*SHOWN)]) for e in found]
     answered = [e for e in shown if e.question.answer and e.completion() is not None and e.places()]
     others = [e for e in shown if not e.question.answer]
-    hidden = [_without_evidence(e) for e in answered[:: 2 * UNANSWERED]]
+    hidden = [without_evidence(e) for e in answered[:: 2 * UNANSWERED]]
     mixed = answered + hidden + others[: len(answered) // (2 * UNANSWERED)]
     rng.shuffle(mixed)
     return mixed
-
-
-def _without_evidence(episode: AnswerEpisode) -> AnswerEpisode:
-    """The same question beside memories that do not answer it: what is right is to say so."""
-    evidence = set(episode.question.evidence)
-    items = tuple(item for item in episode.items if not evidence & set(item.turn_ids))
-    return replace(episode, items=items, question=replace(episode.question, answer="", evidence=()))
 
 
 def manager_data(

@@ -1,17 +1,26 @@
 """The Answer Agent's supervised runs: python training/runs/smollm2_sft.py runs/answer-sft --longmemeval FILE
 
 On the nf4 base, from an earlier LoRA: questions about what real people said (chitchat-dataset), synthetic
-conversations, LongMemEval's evidence, plain statements to a bot. A LoCoMo conversation is only scored on. Started again
-with the same folder, it goes on. The third run had --chats 110 --chat-lists 4 --conversations 50 --lists 3 --plain 40
---talking 3 and seed 7300; the defaults are the fourth's.
+conversations, LongMemEval's evidence, plain statements to a bot, each beside what retrieval brings. A LoCoMo
+conversation is only scored on. Started again with the same folder, it goes on. On two cores a process on each takes a
+little over half of the time; make the data first:
+
+    python training/runs/smollm2_sft.py runs/answer-sft --longmemeval FILE --prepare
+    torchrun --nproc-per-node 2 training/runs/smollm2_sft.py runs/answer-sft --validation locomo_dev.json
+
+The runs before the fifth packed several questions about one list of memories (training/LOG.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import os
+import random
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 
@@ -21,65 +30,76 @@ from memr1_plugin.agents.models import find_loras, resolve
 from memr1_plugin.agents.setup import prepare
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import load
-from memr1_plugin.training import episodes, lora, sft, sources, statements
+from memr1_plugin.training import episodes, examples, lora, sft, sources
 from memr1_plugin.training.base import load_trainable
+from memr1_plugin.training.episodes import AnswerEpisode
+from memr1_plugin.training.examples import of_answers
+from memr1_plugin.training.sft import Example
 from memr1_plugin.training.shared import POLICY, SharedBase
 from memr1_plugin.training.validation import score_answers
 
 SEED = 8400
+CHATS = ((7300, 110), (9300, 110))
+"""(seed, conversations) of real small talk."""
+SYNTHETIC = ((7300, 30, 3), (8400, 40, 12))
+"""(seed, conversations, topics of reasons and opinions to eight others)."""
+QUESTIONS = 1_200
+"""About synthetic conversations, of some 5,400."""
+PLAIN = 35
+"""Conversations of plain statements."""
 
 
-def data(embedder: Embedder, given: argparse.Namespace) -> tuple[list[Any], dict[str, str]]:
-    """The groups, mixed, and what they are."""
-    lines = sources.chatter()
+def data(embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
+    """The examples, mixed, and what they are."""
+    lines, rng = sources.chatter(), random.Random(SEED)
+    chats = (sources.chat_episodes(sources.Amount(*amount), embedder) for amount in CHATS)
+    told = (
+        sources.synthetic_episodes(sources.Amount(seed, count), embedder, lines, talking=talking)
+        for seed, count, talking in SYNTHETIC
+    )
+    real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
+    plain = sources.statement_episodes(sources.Amount(SEED, PLAIN), embedder)
     parts = {
-        "questions about chitchat-dataset dialogues (MIT)": sources.chat_groups(
-            sources.Amount(SEED, given.chats, given.chat_lists), embedder
-        ),
-        "synthetic conversations": sources.synthetic_groups(
-            sources.Amount(SEED, given.conversations, given.lists), embedder, lines, talking=given.talking
-        ),
-        "LongMemEval evidence (MIT) with chitchat-dataset turns": sources.longmemeval_groups(
-            given.longmemeval, embedder, lines, rounds=1, seed=SEED
-        ),
-        "plain statements to a bot": statements.questions(SEED, given.plain),
-    }  # fmt: skip
-    found: list[Any] = []
-    counts = {}
-    for name, groups in parts.items():
-        made = list(groups)
-        counts[name] = f"{sum(map(len, made)):,} examples in {len(made)} lists, seed {SEED}"
-        print(name, counts[name], flush=True)
-        found += made
-    return sources.mixed(found, SEED), counts
+        "questions about chitchat-dataset dialogues (MIT)": of_answers(_flat(chain(*chats)), rng),
+        "synthetic conversations": of_answers(_flat(chain(*told)), rng, invented=True, most=QUESTIONS),
+        "LongMemEval evidence (MIT) with chitchat-dataset turns": of_answers(_flat(real), rng, invented=True),
+        "plain statements to a bot": of_answers(_flat(plain), rng, invented=True),
+    }
+    found = [example for made in parts.values() for example in made]
+    rng.shuffle(found)
+    return found, {name: f"{len(made):,} examples" for name, made in parts.items()}
+
+
+def _flat(lists: Iterable[Sequence[AnswerEpisode]]) -> list[AnswerEpisode]:
+    return [episode for one in lists for episode in one]
 
 
 def main() -> None:
     """Parse the command line, build the data once, train, save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--longmemeval", required=True, help="LongMemEval's evidence turns")
+    parser.add_argument("--longmemeval", help="LongMemEval's evidence turns; needed to make the data")
+    parser.add_argument("--prepare", action="store_true", help="make the data and stop")
     parser.add_argument("--validation", default="", help="a file of conversations with questions")
     parser.add_argument("--only", default="conv-30")
     parser.add_argument("--start", default="", help="folder of the LoRA to go on from; default: the shipped one")
-    parser.add_argument("--chats", type=int, default=70, help="conversations of real small talk")
-    parser.add_argument("--chat-lists", type=int, default=2, help="lists of memories from each")
-    parser.add_argument("--conversations", type=int, default=60, help="synthetic ones")
-    parser.add_argument("--lists", type=int, default=7, help="lists of memories from each")
-    parser.add_argument("--talking", type=int, default=12, help="topics of reasons and opinions to eight others")
-    parser.add_argument("--plain", type=int, default=20, help="lists of plain statements")
     parser.add_argument("--rate", type=float, default=3e-4)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     weights = prepare(resolve(None))
     embedder = as_embedder(None)
-    cache, counted = given.folder / "examples.jsonl", given.folder / "counts.txt"
-    if cache.exists():
-        groups, counts = episodes.load(cache), dict(line.split("\t") for line in counted.read_text().splitlines())
-    else:
-        groups, counts = data(embedder, given)
-        counted.write_text("\n".join("\t".join(row) for row in counts.items()))
-        episodes.save(groups, cache)
+    cache, counted = given.folder / "examples.jsonl", given.folder / "counts.json"
+    if not cache.exists():
+        if not given.longmemeval:
+            parser.error(f"{cache} is not there yet; name LongMemEval's evidence turns with --longmemeval to make it.")
+        found, counts = data(embedder, given.longmemeval)
+        counted.write_text(json.dumps(counts, indent=2))
+        examples.save(found, cache)
+    if given.prepare:
+        print(cache, counted.read_text())
+        return
+    found, counts = examples.load(cache), json.loads(counted.read_text())
+    first, processes = int(os.environ.get("RANK", "0")) == 0, int(os.environ.get("WORLD_SIZE", "1"))
     held = [c for c in load(given.validation) if c.id == given.only] if given.validation else []
     asked = [e for c in held for e in episodes.answer_episodes(c, embedder) if e.question.answer][::2]
     tokenizer = load_tokenizer(weights.path)
@@ -89,21 +109,29 @@ def main() -> None:
     trainer = sft.train(
         model,
         tokenizer,
-        groups,
-        sft.config(given.folder, seed=0, learning_rate=given.rate, warmup_steps=10),
-        max_tokens=1100,
+        found,
+        sft.config(
+            given.folder,
+            seed=0,
+            learning_rate=given.rate,
+            warmup_steps=10,
+            gradient_accumulation_steps=max(1, 4 // processes),
+        ),
+        max_tokens=600,  # one example: two processes share a step of four
         save_minutes=6.0,
-        score=(lambda step: score_answers(engine, asked)) if asked else None,
-        score_steps=40,
+        score=(lambda step: score_answers(engine, asked) if first else {}) if asked else None,
+        score_steps=150,
     )
+    if not first:
+        return
     run = lora.TrainingRun.of(
         Role.ANSWER,
         resolve(None),
-        sft.data_hash(groups),
+        sft.data_hash(found),
         0,
         data=counts,
         metrics={"steps": trainer.state.global_step, **(score_answers(engine, asked) if asked else {})},
-        settings={"learning rate": given.rate, "rows": len(groups)},
+        settings={"learning rate": given.rate, "examples": len(found)},
     )
     lora.save(model, given.folder / "final", run)
     print(given.folder / "final", list(itertools.islice(run.metrics.items(), 6)))

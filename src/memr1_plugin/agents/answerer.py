@@ -5,7 +5,9 @@ prints their numbers, which costs two tokens instead of a sentence each:
 
     completion ::= " " ids " -> " answer  |  " none"
 
-It reads no bank and ranks nothing; candidates come from `retrieval`, and are shown by date.
+It reads no bank and ranks nothing; candidates come from `retrieval`, and are numbered as it ranks them: which memory
+is the best match is half of what is to be decided, and dates stand in the lines. The question stands before the
+memories and after them: a causal model reads a memory knowing only what stands before it.
 """
 
 from __future__ import annotations
@@ -31,17 +33,10 @@ COMPLETION = re.compile(r"\s*([0-9]{1,4}(?: [0-9]{1,4})*) ->[ ]?(.*)", re.DOTALL
 """Numbers of memories, then the answer. Training's format reward reads it too."""
 
 
-def by_date(items: Sequence[MemoryItem]) -> list[MemoryItem]:
-    """Return items in the order in which the prompt numbers them: by date, then by id."""
-    return sorted(items, key=lambda item: (item.at, item.id))
-
-
 def prompt(question: str, items: Sequence[MemoryItem], asked_at: datetime, *, trained: bool) -> Prompt:
-    """Build the Answer Agent's prompt; the short one if its LoRA was trained on it."""
+    """Build the Answer Agent's prompt over `items`, most relevant first; the short one for a LoRA trained on it."""
     template = prompts.load(TRAINED if trained else ZERO_SHOT)
-    body = template.fill(
-        memories=render_memories(by_date(items)), asked=render_date(asked_at), question=one_line(question)
-    )
+    body = template.fill(memories=render_memories(items), asked=render_date(asked_at), question=one_line(question))
     return Prompt(fixed=template.fixed, body=body, grammar=grammar(len(items)), max_tokens=48, chat=not trained)
 
 
@@ -61,7 +56,7 @@ def grammar(n_memories: int, *, selection_only: bool = False) -> str:
 
 
 def completion(used_places: Sequence[int], text: str) -> str:
-    """Write the completion that names the memories at `used_places` (from 1, by date) and answers `text`."""
+    """Write the completion that names the memories at `used_places` (from 1, the most relevant) and answers `text`."""
     if not used_places:
         return " none"
     return f" {' '.join(str(n) for n in sorted(set(used_places))[:MAX_USED])} -> {one_line(text)}"
@@ -72,13 +67,12 @@ def parse(text: str, items: Sequence[MemoryItem]) -> tuple[tuple[int, ...], str]
 
     Text that is not in the language is taken as an answer that names no memory; unknown numbers are dropped.
     """
-    shown = by_date(items)
     match = COMPLETION.match(text := storable(text[:MAX_CHARS]))
     if match is None:
         words = one_line(text)
         return (), "" if words.casefold().rstrip(".") in ("none", "") else words
     places = dict.fromkeys(int(n) for n in match[1].split())
-    return tuple(shown[n - 1].id for n in places if 1 <= n <= len(shown)), one_line(match[2])
+    return tuple(items[n - 1].id for n in places if 1 <= n <= len(items)), one_line(match[2])
 
 
 def resting_on(words: str, used: tuple[int, ...], items: Sequence[MemoryItem]) -> tuple[int, ...]:

@@ -188,9 +188,8 @@ def unselected(items: Sequence[MemoryItem]) -> str:
     the numbers out, for no LoRA of ours was trained on such a completion; so retrieval's own choice stands there, as
     many as a completion may name, and the model writes the answer alone. It cannot abstain either.
     """
-    places = {item.id: n for n, item in enumerate(answerer.by_date(items), 1)}
-    named = sorted(places[item.id] for item in items[: answerer.MAX_USED])
-    return f'root ::= " {" ".join(map(str, named))} ->" text\n' + r'text ::= " " [^\n\r\x00-\x1f]+'
+    named = " ".join(str(n) for n, _ in enumerate(items[: answerer.MAX_USED], 1))
+    return f'root ::= " {named} ->" text\n' + r'text ::= " " [^\n\r\x00-\x1f]+'
 
 
 def _plain(system: System, asked: Asked) -> Prompt:
@@ -206,7 +205,7 @@ def _context(system: System, asked: Asked) -> str:
         return ""
     if system.reads == "everything":
         return "\n".join(render_said(turn.at, turn.speaker, turn.text) for turn in asked.conversation.turns)
-    return "Memories:\n" + render_memories(answerer.by_date(asked.items))
+    return "Memories:\n" + render_memories(asked.items)
 
 
 def _reply(

@@ -7,12 +7,9 @@ agents' own. Nothing is trained here (`sft`, `grpo`, `ppo`). The window of turns
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -72,12 +69,11 @@ class AnswerEpisode:
 
     def places(self) -> list[int]:
         """Places of the gold memories in the prompt's list: of a turn's several facts, the one that says the answer."""
-        shown = answerer.by_date(self.items)
         found = []
         for turn_id in self.question.evidence:
-            options = [n for n, item in enumerate(shown, 1) if turn_id in item.turn_ids]
+            options = [n for n, item in enumerate(self.items, 1) if turn_id in item.turn_ids]
             if options:
-                found.append(max(options, key=lambda n: _overlap(self.question.answer, shown[n - 1].text)))
+                found.append(max(options, key=lambda n: _overlap(self.question.answer, self.items[n - 1].text)))
         return sorted(set(found))
 
     def completion(self) -> str | None:
@@ -373,59 +369,7 @@ def gold_operations(gold: Gold, facts: Sequence[Fact], memories: Sequence[Memory
     return first + [Operation(rest, fact) for fact in facts[1:]]
 
 
-# ── supervised groups ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def grouped(
-    episodes: Sequence[AnswerEpisode], rng: random.Random, *, groups: int, k: tuple[int, int] = (6, 11), most: int = 7
-) -> Iterator[list[Example]]:
-    """Put questions of one conversation that the same memories answer together, as rows for `sft.pack`.
-
-    Each group is the memories retrieved for one or two questions, some of their evidence lost now and then, asked up
-    to `most` questions that they answer and sometimes one that they do not.
-    """
-    answerable = [e for e in episodes if e.question.answer]
-    used: dict[str, int] = {e.id: 0 for e in episodes}
-    for _ in range(groups if answerable else 0):
-        fewest = min(used[e.id] for e in answerable)
-        seeds = rng.sample(answerable, min(len(answerable), 2 if rng.random() < 0.5 else 1))
-        rare = [e for e in answerable if used[e.id] == fewest]
-        seeds[0] = rng.choice(rare)
-        if several := [e for e in answerable if len(e.question.evidence) > 1]:
-            seeds = [rng.choice(several)] if rng.random() < 0.35 else seeds
-        shown = _mixed(seeds, rng.randint(*k), rng)
-        asked = _answered_by(shown, answerable, used, rng)[:most]
-        if rng.random() < 0.55:
-            asked += _unanswered_by(shown, episodes, rng)
-        made = [(e, example) for e in asked if (example := replace(e, items=shown).example()) is not None]
-        used.update({e.id: used[e.id] + 1 for e, _ in made})
-        if made:
-            yield [example for _, example in made]
-
-
-def _mixed(seeds: Sequence[AnswerEpisode], k: int, rng: random.Random) -> tuple[MemoryItem, ...]:
-    """Up to `k` of the seeds' candidates, taken in turn; one in ten is lost, as retrieval loses some."""
-    rows = [list(seed.items) for seed in seeds]
-    mixed = [item for n in range(max(map(len, rows))) for row in rows for item in row[n : n + 1]]
-    kept = [item for item in mixed if rng.random() > 0.1] or mixed[:1]
-    return tuple({item.id: item for item in kept}.values())[:k]
-
-
-def _answered_by(
-    shown: Sequence[MemoryItem], answerable: Sequence[AnswerEpisode], used: Mapping[str, int], rng: random.Random
-) -> list[AnswerEpisode]:
-    seen = {t for item in shown for t in item.turn_ids}
-    able = [e for e in answerable if seen & set(e.question.evidence)]
-    rng.shuffle(able)
-    return sorted(able, key=lambda e: (used[e.id], e.question.category == "4"))
-
-
-def _unanswered_by(
-    shown: Sequence[MemoryItem], episodes: Sequence[AnswerEpisode], rng: random.Random
-) -> list[AnswerEpisode]:
-    seen = {t for item in shown for t in item.turn_ids}
-    unable = [e for e in episodes if not seen & set(e.question.evidence)]
-    return [rng.choice(unable)] if unable else []
+# ── supervised examples of the Manager ───────────────────────────────────────────────────────────────────────
 
 
 def manager_examples(
@@ -437,29 +381,3 @@ def manager_examples(
             example = episode.example()
             if example is not None and episode.gold:
                 yield episode.gold[0].kind, example
-
-
-# ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def save(groups: Iterable[Sequence[Example]], path: str | Path) -> int:
-    """Write supervised groups as JSONL (the cache of a recipe's data step); returns how many examples."""
-    count = 0
-    with Path(path).open("w", encoding="utf-8") as file:
-        for group in groups:
-            rows = [[e.prompt.fixed, e.prompt.body, e.prompt.max_tokens, e.completion] for e in group]
-            file.write(json.dumps(rows, ensure_ascii=False) + "\n")
-            count += len(rows)
-    return count
-
-
-def load(path: str | Path) -> list[list[Example]]:
-    """Read what `save` wrote."""
-    groups = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows = json.loads(line)
-            groups.append([Example(Prompt(f, b, max_tokens=m), completion) for f, b, m, completion in rows])
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: line {number} holds no examples: {error}. Build the data again.") from error
-    return groups

@@ -1,4 +1,4 @@
-"""What a stage trains on, made of its conversations: packed examples for SFT, episodes for GRPO and PPO.
+"""What a stage trains on, made of its conversations: examples for SFT, episodes for GRPO and PPO.
 
 It joins what `sources` and `episodes` yield as the recipe says, and names the result by a hash. Which conversations
 there are is `split`'s; nothing here trains. A Manager whose bank the questions are asked of is given from outside, for
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError
 from memr1_plugin.evaluation.datasets import Conversation
 from memr1_plugin.settings import Settings
-from memr1_plugin.training import sources, statements, synthetic
+from memr1_plugin.training import sources, synthetic
 from memr1_plugin.training.episodes import AnswerEpisode, ManagerEpisode, answer_episodes, manager_episodes
+from memr1_plugin.training.examples import as_in_real_talk, of_answers
 from memr1_plugin.training.recipe import Stage
 from memr1_plugin.training.sft import Example, data_hash
 from memr1_plugin.training.split import Split
@@ -36,7 +37,7 @@ CHANGING = 0.45
 class Material:
     """What one stage trains and validates on."""
 
-    groups: list[list[Example]]
+    examples: list[Example]
     """SFT."""
     episodes: list[Any]
     """GRPO and PPO: `episodes.AnswerEpisode` or `episodes.ManagerEpisode`, the latter with their banks."""
@@ -68,57 +69,59 @@ class Maker:
         """
         counts: dict[str, Any] = {}
         if self.stage.algorithm == "sft":
-            groups = self._groups(counts)
+            examples = self._examples(counts)
             made: list[Any] = []
-            digest = data_hash(groups)
+            digest = data_hash(examples)
         else:
-            groups, made = [], self._episodes(counts)
+            examples, made = [], self._episodes(counts)
             digest = _hash_of(made)
         held = self._validation()
         counts["validation"] = f"{len(held)} episodes; {self.split.how}"
-        return Material(groups, made, held, counts, digest)
+        return Material(examples, made, held, counts, digest)
 
     # -- SFT -------------------------------------------------------------------------------------------------------
 
-    def _groups(self, counts: dict[str, Any]) -> list[list[Example]]:
-        data = self.stage.data
-        amount = sources.Amount(data.synthetic_seed, data.synthetic_conversations, data.synthetic_groups)
-        found: list[list[Example]] = []
-        for name, groups in self._sources(amount):
-            made = list(groups)
-            found += made
-            counts[f"{name}: examples (rows)"] = f"{sum(map(len, made))} ({len(made)})"
+    def _examples(self, counts: dict[str, Any]) -> list[Example]:
+        found: list[Example] = []
+        made = self._manager_examples() if self.stage.role is Role.MANAGER else self._answer_examples()
+        for name, examples in made:
+            found += examples
+            counts[f"{name}: examples"] = len(examples)
         if not found:
             raise DataError(
                 f"stage {self.stage.name} has nothing to learn from: set synthetic_conversations, statements or "
                 "longmemeval, or, for the Answer Agent, give files with questions."
             )
-        return sources.mixed(found, self.seed)
+        random.Random(self.seed).shuffle(found)
+        return found
 
-    def _sources(self, amount: sources.Amount) -> Iterator[tuple[str, Any]]:
-        data, embedder = self.stage.data, self.embedder
-        if self.stage.role is Role.MANAGER:
-            found = sources.operation_groups(amount, embedder, longmemeval=data.longmemeval, plain=data.statements)
-            yield "gold operations", found
-            return
+    def _manager_examples(self) -> Iterator[tuple[str, list[Example]]]:
+        data = self.stage.data
+        amount = sources.Amount(data.synthetic_seed, data.synthetic_conversations)
+        yield (
+            "gold operations",
+            sources.operation_examples(amount, self.embedder, longmemeval=data.longmemeval, plain=data.statements),
+        )
+
+    def _answer_examples(self) -> Iterator[tuple[str, list[Example]]]:
+        data, embedder, rng = self.stage.data, self.embedder, random.Random(self.seed)
+        amount = sources.Amount(data.synthetic_seed, data.synthetic_conversations)
         lines = sources.chatter() if data.chatter else []
-        yield "synthetic", sources.synthetic_groups(amount, embedder, lines)
-        yield "plain statements", statements.questions(data.synthetic_seed, data.statements)
+        told = _flat(sources.synthetic_episodes(amount, embedder, lines))
+        most = data.synthetic_questions * data.synthetic_conversations
+        yield "synthetic", of_answers(told, rng, invented=True, most=most)
+        plain = _flat(sources.statement_episodes(replace(amount, conversations=data.statements), embedder))
+        yield "plain statements", of_answers(plain, rng, invented=True)
         if data.chats:
-            yield (
-                "questions about real small talk",
-                sources.chat_groups(replace(amount, conversations=data.chats), embedder),
-            )
+            said = _flat(sources.chat_episodes(replace(amount, conversations=data.chats), embedder))
+            yield "questions about real small talk", of_answers(said, rng)
         if data.longmemeval:
-            rounds = data.longmemeval_rounds
-            yield "LongMemEval evidence", sources.longmemeval_groups(data.longmemeval, embedder, lines, rounds=rounds)
+            found = sources.longmemeval_episodes(data.longmemeval, embedder, lines, rounds=data.longmemeval_rounds)
+            yield "LongMemEval evidence", of_answers(_flat(found), rng, invented=True)
         for n, one in enumerate(self.split.train):
             self.told("conversations", n + 1, len(self.split.train))
-            groups = sources.conversation_groups(
-                [one], data.file_groups, embedder, self.seed + n, manager=self.manager, settings=self.settings
-            )
             if one.questions:
-                yield one.id, groups
+                yield one.id, of_answers(self._asked(one), rng)
 
     # -- GRPO and PPO ----------------------------------------------------------------------------------------------
 
@@ -128,7 +131,11 @@ class Maker:
         counts["episodes of conversations"] = len(found)
         if data.synthetic_conversations:
             told = synthetic.conversations(data.synthetic_seed, data.synthetic_conversations)
-            more = [e for one in told for e in self._of_one(one.conversation, one.gold)]
+            if self.stage.role is Role.ANSWER:
+                asked = _flat(self._asked(one.conversation) for one in told)
+                more: list[Any] = list(as_in_real_talk(asked, random.Random(self.seed)))
+            else:
+                more = [e for one in told for e in self._of_one(one.conversation, one.gold)]
             counts["episodes of synthetic conversations"] = len(more)
             found += more
         if not found:
@@ -152,9 +159,7 @@ class Maker:
 
     def _of_one(self, conversation: Conversation, gold: Any = None) -> list[AnswerEpisode] | list[ManagerEpisode]:
         if self.stage.role is Role.ANSWER:
-            asked = answer_episodes(conversation, self.embedder, manager=self.manager, settings=self.settings)
-            # An answer that rests on nothing, and that nothing retrieved fits: there is no saying what would be right.
-            return [e for e in asked if e.question.evidence or not e.question.answer]
+            return self._asked(conversation)
         made = manager_episodes(
             conversation,
             self.embedder,
@@ -165,6 +170,11 @@ class Maker:
             keep_banks=True,
         )
         return [episode for episode in made if episode.questions]
+
+    def _asked(self, conversation: Conversation) -> list[AnswerEpisode]:
+        asked = answer_episodes(conversation, self.embedder, manager=self.manager, settings=self.settings)
+        # An answer that rests on nothing, and that nothing retrieved fits: there is no saying what would be right.
+        return [e for e in asked if e.question.evidence or not e.question.answer]
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -195,6 +205,10 @@ class Maker:
                 of_kind.setdefault(episode.gold[0].kind.value, []).append(episode)
         ranked = [row[n] for n in range(limit) for _, row in sorted(of_kind.items()) if n < len(row)]
         return ranked[:limit]
+
+
+def _flat(lists: Iterable[Sequence[AnswerEpisode]]) -> list[AnswerEpisode]:
+    return [episode for one in lists for episode in one]
 
 
 def questions_of(episode: Any) -> Sequence[Any]:

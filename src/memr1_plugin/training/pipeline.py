@@ -218,7 +218,7 @@ class _Stage:
         return sft.train(
             model,
             tokenizer,
-            material.groups,
+            material.examples,
             sft.config(self.to, **self._values(held is not None)),
             max_tokens=stage.max_tokens,
             save_minutes=stage.save_minutes,

@@ -23,8 +23,12 @@ from memr1_plugin.training.split import Split, split
 
 NEEDED = ("torch", "transformers", "peft", "trl", "datasets", "faker", "bitsandbytes", "matplotlib")
 REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
-MANAGER_ROWS = 8
-"""Rows of four gold operations that one synthetic conversation yields for the Manager; measured over 40."""
+MANAGER_EXAMPLES = 32
+"""Gold operations that one synthetic conversation yields for the Manager; measured over 40."""
+MANAGER_TOKENS = 170
+"""Tokens of one of them: few have many memories to decide about."""
+SHOWN = 0.8
+"""Share of the candidates in an example of the Answer Agent, on average (`examples.SHOWN` to all)."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def _stage(
     on_gpu: bool,
 ) -> StagePlan:
     rl = stage.algorithm != "sft"
-    rows = _episodes(stage, parted) if rl else _rows(stage, parted)
+    rows = _episodes(stage, parted) if rl else _rows(recipe, stage, parted)
     steps = _steps(stage, rows)
     tokens, learned = _tokens(recipe, stage)
     rank = int(stage.lora.get("r", 16))
@@ -262,14 +266,16 @@ def _validation(stage: Stage, parted: Split) -> str:
     return parted.how
 
 
-def _rows(stage: Stage, parted: Split) -> int:
+def _rows(recipe: Recipe, stage: Stage, parted: Split) -> int:
     """Packed rows of SFT, as far as they can be told without building them."""
     data = stage.data
     if stage.role is Role.MANAGER:
-        return MANAGER_ROWS * data.synthetic_conversations + data.statements // 4
-    asked = sum(1 for c in parted.train if c.questions)
-    invented = (data.synthetic_conversations + data.chats) * data.synthetic_groups
-    return invented + data.statements + asked * data.file_groups
+        examples, tokens = MANAGER_EXAMPLES * data.synthetic_conversations + data.statements, MANAGER_TOKENS
+    else:
+        invented = (data.synthetic_questions or 80) * data.synthetic_conversations
+        examples = invented + 5 * data.statements + 7 * data.chats + parted.questions
+        tokens = _prompt_tokens(SHOWN * recipe.settings.candidates)
+    return math.ceil(examples / max(1, stage.max_tokens // tokens))
 
 
 def _episodes(stage: Stage, parted: Split) -> int:
@@ -312,7 +318,11 @@ def _tokens(recipe: Recipe, stage: Stage) -> tuple[int, int]:
     rows = int(stage.trainer.get("per_device_train_batch_size", 8))
     completion = int(stage.trainer.get("max_completion_length", 256))
     prompts = math.ceil(rows / int(stage.trainer.get("num_generations", 8)))
-    return prompts * (60 + 45 * shown) + rows * completion, rows * completion
+    return prompts * _prompt_tokens(shown) + rows * completion, rows * completion
+
+
+def _prompt_tokens(memories: float) -> int:
+    return int(80 + 45 * memories)
 
 
 # ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -41,8 +41,6 @@ class Data:
     """Whether ``--data`` adds to them in this stage."""
     only: tuple[str, ...] = ()
     """Ids of the conversations of `files` to train on; empty: all."""
-    file_groups: int = 10
-    """SFT: rows made of each of their conversations."""
     categories: tuple[str, ...] = ()
     """Only questions of these categories, of the files and the validation; empty: all."""
     validation: str = ""
@@ -60,12 +58,12 @@ class Data:
     episodes: int = 0
     """RL: at most so many, drawn by the seed; 0: all."""
     synthetic_conversations: int = 0
-    synthetic_groups: int = 3
-    """SFT of the Answer Agent: rows made of each synthetic conversation."""
+    synthetic_questions: int = 20
+    """SFT of the Answer Agent: questions of each synthetic conversation, on average and at most; 0: all, some 80."""
     synthetic_seed: int = 7
     statements: int = 0
-    """SFT: plain statements to a bot ("I live in Lisbon."): turns for the Manager, or lists, each with some five
-    questions, for the Answer Agent."""
+    """SFT: plain statements to a bot ("I live in Lisbon."): turns for the Manager, or conversations, each with some
+    five questions, for the Answer Agent."""
     longmemeval: str = ""
     """SFT: path of LongMemEval's evidence turns, or of the published files."""
     longmemeval_rounds: int = 2
@@ -87,7 +85,7 @@ class Stage:
     """The other agent, frozen: a folder, "shipped", "base" (zero-shot), or "": what an earlier stage made, else what
     ships for the base, else the base."""
     max_tokens: int = 900
-    """SFT: longest packed row."""
+    """SFT: longest row; several examples are packed into one, and one that alone is longer is left out."""
     save_minutes: float = 10.0
     """SFT: a checkpoint at least this often, beside those of every validation."""
     validate_steps: int = 25

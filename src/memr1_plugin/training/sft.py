@@ -1,9 +1,8 @@
 """Supervised fine-tuning of either agent, on TRL's `SFTTrainer`: the warm start before RL, and most of the gain.
 
-Examples are the prompts that serving sends and the completions that it reads. Prompts that begin alike (one list of
-memories, several questions) are packed into one sequence: the common beginning is computed once, and each question
-sees it and itself alone, at the positions it would have alone. The loss is that of the single examples; the cost is a
-fraction (prompt tokens are what a small machine pays for). Rewards and RL are `grpo` and `ppo`.
+Examples are the prompts that serving sends and the completions that it reads. They are packed into rows of one length:
+what all prompts of a row begin with is computed once, and each example sees that and itself alone, at the positions it
+would have alone. The loss is that of the single examples, and no row is padded. Rewards and RL are `grpo` and `ppo`.
 """
 
 from __future__ import annotations
@@ -202,18 +201,26 @@ class Score(TrainerCallback):
             self.run_log.on_log(args, state, control, found)
 
 
-def rows_of(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Example]], max_tokens: int) -> Dataset:
-    """Pack each group into a row; a group over `max_tokens` loses its last examples, one that alone is over is out."""
-    rows = []
-    for group in groups:
-        kept = list(group)
-        while kept and len((packed := pack(tokenizer, kept)).input_ids) > max_tokens:
-            kept.pop()
-        if kept:
-            rows.append(asdict(packed))
+def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_tokens: int) -> Dataset:
+    """Pack examples into rows of up to `max_tokens`, in their order; one that alone is longer is left out.
+
+    Raises:
+        DataError: no example is short enough.
+    """
+    rows: list[list[Example]] = []
+    filled = max_tokens
+    for example in examples:
+        length = len(pack(tokenizer, [example]).input_ids)
+        if length > max_tokens:
+            continue
+        if filled + length > max_tokens:
+            rows.append([])
+            filled = 0
+        rows[-1].append(example)
+        filled += length
     if not rows:
         raise DataError(f"no example fits {max_tokens} tokens; raise max_tokens or show fewer memories.")
-    return Dataset.from_list(rows)
+    return Dataset.from_list([asdict(pack(tokenizer, row)) for row in rows])
 
 
 def config(folder: str | Path, *, seed: int = 0, **changes: Any) -> SFTConfig:
@@ -257,19 +264,18 @@ def bf16_pays() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def data_hash(groups: Iterable[Sequence[Example]]) -> str:
+def data_hash(examples: Iterable[Example]) -> str:
     """16 hex digits that name the examples: their prompts and completions, in order."""
     digest = hashlib.sha256()
-    for group in groups:
-        for example in group:
-            digest.update(json.dumps([example.prompt.fixed, example.prompt.body, example.completion]).encode())
+    for example in examples:
+        digest.update(json.dumps([example.prompt.fixed, example.prompt.body, example.completion]).encode())
     return digest.hexdigest()[:16]
 
 
 def train(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    groups: Sequence[Sequence[Example]],
+    examples: Sequence[Example],
     settings: SFTConfig,
     *,
     max_tokens: int = 1024,
@@ -282,7 +288,7 @@ def train(
 
     Args:
         model: a `PeftModel` whose active adapter is the LoRA to train.
-        groups: examples that begin alike, together; each group becomes one row (of several steps' batch).
+        examples: packed in this order into rows of up to `max_tokens`; a step takes several rows.
         validation: completed greedily as often as ``settings.eval_steps`` says; chooses the best checkpoint.
         score: called with the step, every `score_steps` steps; what it returns is logged as "val_...".
     """
@@ -295,7 +301,7 @@ def train(
     trainer = PackedTrainer(
         model,
         settings,
-        rows_of(tokenizer, groups, max_tokens),
+        rows_of(tokenizer, examples, max_tokens),
         validation=validation,
         processing_class=tokenizer,
         callbacks=callbacks,

@@ -1,26 +1,24 @@
-"""Where supervised examples come from: synthetic conversations, LongMemEval evidence among chatter, one's own files.
+"""What the project trains on beside one's own files: synthetic talk, real small talk, LongMemEval evidence, statements.
 
-Each source yields groups of examples that begin alike (`sft.pack`). The mix and its size are a recipe's (`recipe`);
-prompts and retrieval are the serving code's (`episodes`). Licences: synthetic text is this project's, LongMemEval
-(Wu et al., ICLR 2025) and chitchat-dataset are MIT.
+Each source yields the Answer Agent's episodes, a list for each conversation (`examples` makes supervised ones of them),
+or the Manager's examples. The mix and its size are a recipe's (`recipe`); prompts and retrieval are the serving code's.
+Licences: synthetic text is this project's, LongMemEval (Wu et al., ICLR 2025) and chitchat-dataset are MIT.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from memr1_plugin.agents.manager import Manager
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
-from memr1_plugin.settings import Settings
 from memr1_plugin.training import chat_questions, statements, synthetic
-from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, grouped, manager_episodes, manager_examples
+from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, manager_episodes, manager_examples
 from memr1_plugin.training.sft import Example
 from memr1_plugin.training.synthetic import Gold
 from memr1_plugin.types import OperationKind, Turn
@@ -44,8 +42,6 @@ class Amount:
 
     seed: int
     conversations: int
-    groups: int
-    """Groups per conversation."""
 
 
 def chatter(limit: int = 6_000, seed: int = 0) -> list[str]:
@@ -74,35 +70,24 @@ def interrupted(conversation: Conversation, lines: Sequence[str], rng: random.Ra
     return replace(conversation, turns=tuple(turns))
 
 
-def synthetic_groups(
+def synthetic_episodes(
     amount: Amount, embedder: Embedder, lines: Sequence[str] = (), *, talking: int = 3
-) -> Iterator[list[Example]]:
-    """Answer examples from synthetic conversations, `amount.groups` lists of memories from each."""
-    rng = random.Random(amount.seed)
-    for one in synthetic.conversations(amount.seed, amount.conversations, talking=talking):
-        episodes = answer_episodes(_told(one.conversation, lines, rng), embedder)
-        yield from grouped(episodes, rng, groups=amount.groups)
-
-
-def synthetic_episodes(amount: Amount, embedder: Embedder, lines: Sequence[str] = ()) -> Iterator[list[AnswerEpisode]]:
+) -> Iterator[list[AnswerEpisode]]:
     """Answer episodes of synthetic conversations, each question beside what serving retrieves for it."""
     rng = random.Random(amount.seed)
-    for one in synthetic.conversations(amount.seed, amount.conversations):
+    for one in synthetic.conversations(amount.seed, amount.conversations, talking=talking):
         yield answer_episodes(_told(one.conversation, lines, rng), embedder)
 
 
-def chat_groups(amount: Amount, embedder: Embedder) -> Iterator[list[Example]]:
-    """Answer examples from what real people said (`chat_questions`): their own words, and their own distractors."""
+def statement_episodes(amount: Amount, embedder: Embedder) -> Iterator[list[AnswerEpisode]]:
+    """Answer episodes about plain statements to a bot."""
+    for conversation in statements.conversations(amount.seed, amount.conversations):
+        yield answer_episodes(conversation, embedder)
+
+
+def chat_episodes(amount: Amount, embedder: Embedder) -> Iterator[list[AnswerEpisode]]:
+    """Answer episodes about what real people said (`chat_questions`): their own words, and their own distractors."""
     rng = random.Random(amount.seed)
-    for episodes in chat_episodes(amount, embedder, rng):
-        yield from grouped(episodes, rng, groups=amount.groups)
-
-
-def chat_episodes(
-    amount: Amount, embedder: Embedder, rng: random.Random | None = None
-) -> Iterator[list[AnswerEpisode]]:
-    """Answer episodes about real small talk, each question beside what serving retrieves for it."""
-    rng = rng or random.Random(amount.seed)
     for conversation in chat_questions.conversations(amount.seed, amount.conversations):
         told = as_user(conversation) if rng.random() < 0.15 else conversation
         if told.questions:
@@ -117,32 +102,13 @@ def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) 
     return told
 
 
-def conversation_groups(
-    conversations: Iterable[Conversation],
-    groups: int,
-    embedder: Embedder,
-    seed: int = 0,
-    *,
-    manager: Manager | None = None,
-    settings: Settings | None = None,
-) -> Iterator[list[Example]]:
-    """Answer examples from conversations with questions, `groups` of each, asked of the bank that `manager` keeps."""
-    rng = random.Random(seed)
-    for conversation in conversations:
-        if conversation.questions:
-            episodes = answer_episodes(conversation, embedder, manager=manager, settings=settings)
-            yield from grouped(episodes, rng, groups=groups)
-
-
 KEPT = {OperationKind.NOOP: 0.09, OperationKind.ADD: 0.3}
 """Share of the synthetic NOOPs (of small talk) and ADDs that is kept: what is rare is to be learned too."""
-IN_A_ROW = 4
-"""Manager examples in one packed row; they share nothing, but a step of short rows is a waste."""
 
 
-def operation_groups(
+def operation_examples(
     amount: Amount, embedder: Embedder, *, longmemeval: str | Path = "", plain: int = 0
-) -> list[list[Example]]:
+) -> list[Example]:
     """Manager examples: synthetic conversations full of changes, `plain` statements to a bot, LongMemEval's evidence.
 
     What real users say of themselves (LongMemEval) is to be added, and next to nothing of it replaces anything: a
@@ -155,7 +121,7 @@ def operation_groups(
     kept += statements.examples(amount.seed, plain)
     kept += list(longmemeval_additions(longmemeval, embedder, amount.seed)) if longmemeval else []
     rng.shuffle(kept)
-    return [kept[n : n + IN_A_ROW] for n in range(0, len(kept), IN_A_ROW)]
+    return kept
 
 
 def longmemeval_additions(path: str | Path, embedder: Embedder, seed: int = 0, *, words: int = 60) -> Iterator[Example]:
@@ -218,15 +184,6 @@ def _to_you(answer: str) -> str:
 # ── LongMemEval ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def longmemeval_groups(
-    path: str | Path, embedder: Embedder, lines: Sequence[str], *, rounds: int = 2, seed: int = 0
-) -> Iterator[list[Example]]:
-    """Answer examples from `longmemeval_episodes`, one group for each three users."""
-    for asked in longmemeval_episodes(path, embedder, lines, rounds=rounds, seed=seed):
-        if group := [example for e in asked if (example := e.example()) is not None]:
-            yield group
-
-
 def longmemeval_episodes(
     path: str | Path, embedder: Embedder, lines: Sequence[str], *, rounds: int = 2, seed: int = 0
 ) -> Iterator[list[AnswerEpisode]]:
@@ -244,7 +201,8 @@ def longmemeval_episodes(
         for start in range(0, len(readable), 3):
             person, other = next(names), next(names)
             told = _merged(readable[start : start + 3], person, other, rng, lines)
-            yield _asked_together(answer_episodes(told, embedder), rng)
+            asked = answer_episodes(told, embedder)
+            yield [e for e in asked if not e.question.answer or (e.places() and _says(e))]
 
 
 def longmemeval_conversations(
@@ -338,22 +296,6 @@ def in_third_person(question: str, person: synthetic.Person) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _asked_together(episodes: Sequence[AnswerEpisode], rng: random.Random) -> list[AnswerEpisode]:
-    """The questions over one list, the evidence of all of them, as far as ten memories hold it."""
-    ranked = [item for n in range(10) for e in episodes for item in e.items[n : n + 1]]
-    shown = tuple({item.id: item for item in ranked}.values())[: rng.randint(6, 9)]
-    asked = [replace(e, items=shown) for e in episodes]
-    return [e for e in asked if not e.question.answer or (e.places() and _says(e))]
-
-
 def _says(episode: AnswerEpisode) -> bool:
     """True when the memories that would be named hold the answer: a long turn is split, and a piece may lack it."""
-    shown = sorted(episode.items, key=lambda item: (item.at, item.id))
-    return _covers(" ".join(shown[n - 1].text for n in episode.places()), episode.question.answer)
-
-
-def mixed(groups: Iterable[list[Example]], seed: int) -> list[list[Example]]:
-    """All groups in one random order."""
-    found = list(groups)
-    random.Random(seed).shuffle(found)
-    return found
+    return _covers(" ".join(episode.items[n - 1].text for n in episode.places()), episode.question.answer)

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from memr1_plugin.agents import answerer, manager
+from memr1_plugin.agents import manager
+from memr1_plugin.evaluation.datasets import Conversation, Question
 from memr1_plugin.operations import render_operations
 from memr1_plugin.training.sft import Example
-from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
+from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope, Turn
 
 
 @dataclass(frozen=True)
@@ -199,18 +200,18 @@ _FIRST = 0.8
 _YOU = {"do": "do", "am": "am", "have": "have", "was": "was", "I": "I", "my": "my"}
 
 
-def questions(seed: int, count: int) -> Iterator[list[Example]]:
-    """Yield `count` seeded groups of questions about one list of memories, for the Answer Agent.
+def conversations(seed: int, count: int) -> Iterator[Conversation]:
+    """Yield `count` seeded conversations of one speaker and what a bot is asked about them, for the Answer Agent.
 
-    What was replaced, and what replaced it, may both be there (a Manager is not always right): the newest is the
-    answer. One question in six is about something that nobody said.
+    What was replaced, and what replaced it, may both have been told (a Manager is not always right): the newest is the
+    answer. One conversation in six or so is asked about something that nobody said.
     """
     rng = random.Random(seed)
-    for _ in range(count):
-        yield _questions(rng)
+    for n in range(count):
+        yield _conversation(f"statements-{seed}-{n}", rng)
 
 
-def _questions(rng: random.Random) -> list[Example]:
+def _conversation(name: str, rng: random.Random) -> Conversation:
     speaker, at = rng.choice(_SPEAKERS), datetime(rng.randint(2019, 2026), rng.randint(1, 12), 1, tzinfo=timezone.utc)
     known = rng.sample(ATTRIBUTES, rng.randint(3, 8))
     values: dict[int, str] = {}
@@ -225,21 +226,29 @@ def _questions(rng: random.Random) -> list[Example]:
         if rng.random() < 0.5:
             said = [(m, t) for m, t in said if m != n]  # the Manager has replaced it
         said.append((n, text))
-    memories = []
-    for place, (_, text) in enumerate(said, 1):
-        at += timedelta(days=rng.randint(0, 9))
-        memories.append(MemoryItem(place, Scope(), text, speaker, at, at, at))
-    asked = at + timedelta(days=rng.randint(0, 30))
-    last = {n: place for place, (n, _) in enumerate(said, 1)}
-    gold = [(n, answerer.completion([last[n]], values[n])) for n in rng.sample(sorted(last), min(5, len(last)))]
+    turns = []
+    for place, (_, text) in enumerate(said):
+        at += timedelta(days=rng.randint(0, 9), minutes=1)
+        turns.append(Turn(text, speaker, Scope(user=name), at, f"t{place}", session=f"s{place}"))
+    last = {n: f"t{place}" for place, (n, _) in enumerate(said)}
+    asked: list[tuple[Attribute, str, tuple[str, ...]]]
+    asked = [(known[n], values[n], (last[n],)) for n in rng.sample(sorted(last), min(5, len(last)))]
     absent = [a for a in ATTRIBUTES if a not in known]
-    pairs = [(known[n], text) for n, text in gold]
-    pairs += [(a, answerer.completion([], "")) for a in absent if rng.random() < 1 / len(absent)]
+    asked += [(a, "", ()) for a in absent if rng.random() < 1 / len(absent)]
     form = _YOU if speaker == "user" else _form_of(speaker)
-    return [
-        Example(answerer.prompt(rng.choice(a.asks).format(**form), memories, asked, trained=True), completion)
-        for a, completion in pairs
+    when = at + timedelta(days=rng.randint(0, 30))
+    questions = [
+        Question(
+            f"{name}/q{n}",
+            rng.choice(attribute.asks).format(**form),
+            answer,
+            evidence=evidence,
+            asked_at=when,
+            unanswerable=not answer,
+        )
+        for n, (attribute, answer, evidence) in enumerate(asked)
     ]
+    return Conversation(name, (speaker,), tuple(turns), tuple(questions))
 
 
 def _form_of(name: str) -> dict[str, str]:

@@ -104,8 +104,7 @@ def score_answers(engine: Engine, asked: Sequence[Any]) -> dict[str, float]:
     totals = dict.fromkeys(("f1", "em", "selected", "abstained"), 0.0)
     for episode, done in zip(asked, engine.complete([e.prompt() for e in asked], Role.ANSWER), strict=True):
         used, text = answerer.parse(done.text, episode.items)
-        shown = answerer.by_date(episode.items)
-        gold = {shown[n - 1].id for n in episode.places()}
+        gold = {episode.items[n - 1].id for n in episode.places()}
         totals["f1"] += f1(text, episode.question.answer)
         totals["em"] += exact_match(text, episode.question.answer)
         totals["selected"] += len(gold & set(used)) / len(gold) if gold else 0.0

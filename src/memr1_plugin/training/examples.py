@@ -1,0 +1,123 @@
+"""Supervised examples of the Answer Agent: each question beside what serving retrieves for it, and the gold completion.
+
+Made of the episodes that RL takes (`episodes.AnswerEpisode`), so that both trainings show the agent what serving shows
+it, in the same order. The rest is what keeps it from believing the first line blindly: lists of several lengths,
+evidence that was not retrieved, and, in invented talk, ranks as real talk has them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from memr1_plugin.agents.engine import Prompt
+from memr1_plugin.errors import DataError
+from memr1_plugin.training.episodes import AnswerEpisode
+from memr1_plugin.training.sft import Example
+
+RANKS = (0.60, 0.16, 0.08, 0.04, 0.03, 0.03, 0.02, 0.02, 0.01, 0.01)
+"""Where retrieval ranks the evidence of questions about real small talk, as shares of what it finds among ten."""
+SHOWN = 0.6
+"""Share of the candidates that a prompt holds, at least: the first so many of them, up to all."""
+HIDDEN = 16
+"""One question in so many is asked again beside memories that do not answer it."""
+UNANSWERABLE = 20
+"""For one question in so many, one that nothing answers."""
+
+
+def of_answers(
+    episodes: Sequence[AnswerEpisode], rng: random.Random, *, invented: bool = False, most: int = 0
+) -> list[Example]:
+    """Make the examples of `episodes`, in a random order.
+
+    Args:
+        episodes: with their candidates in the order of relevance.
+        invented: the talk is made up (`as_in_real_talk`).
+        most: at most so many answered questions, those with several memories of evidence first, which are rare; 0: all.
+    """
+    ranked = as_in_real_talk(episodes, rng) if invented else episodes
+    shown = [_shortened(e, rng) for e in ranked if e.items]
+    rng.shuffle(shown)
+    answered = [e for e in shown if e.question.answer and e.places() and e.completion() is not None]
+    if most:
+        answered = sorted(answered, key=lambda e: len(e.question.evidence) < 2)[:most]
+    hidden = [e for answer in answered[::HIDDEN] if (e := without_evidence(answer)).items]
+    unanswerable = [e for e in shown if not e.question.answer][: -(-len(answered) // UNANSWERABLE)]
+    examples = [x for e in (*answered, *hidden, *unanswerable) if (x := e.example()) is not None]
+    rng.shuffle(examples)
+    return examples
+
+
+def as_in_real_talk(episodes: Sequence[AnswerEpisode], rng: random.Random) -> list[AnswerEpisode]:
+    """Move the evidence of invented talk down to where retrieval finds that of real talk (`RANKS`).
+
+    It is found first 86 times in 100, that of real talk 52 times. An agent that trusts the first line because it always
+    held the answer would be wrong half of the time.
+    """
+    kept = RANKS[0] / _found_first(episodes)
+    return [_moved_down(e, rng, kept) for e in episodes]
+
+
+def without_evidence(episode: AnswerEpisode) -> AnswerEpisode:
+    """The same question beside memories that do not answer it: what is right is to say so."""
+    evidence = set(episode.question.evidence)
+    items = tuple(item for item in episode.items if not evidence & set(item.turn_ids))
+    return replace(episode, items=items, question=replace(episode.question, answer="", evidence=()))
+
+
+def _shortened(episode: AnswerEpisode, rng: random.Random) -> AnswerEpisode:
+    count = len(episode.items)
+    return replace(episode, items=episode.items[: rng.randint(math.ceil(SHOWN * count), count)])
+
+
+def _place(episode: AnswerEpisode) -> int | None:
+    """Rank of the evidence, from 0, where it is one memory; else None."""
+    evidence = set(episode.question.evidence)
+    found = [n for n, item in enumerate(episode.items) if evidence & set(item.turn_ids)]
+    return found[0] if len(found) == 1 else None
+
+
+def _found_first(episodes: Sequence[AnswerEpisode]) -> float:
+    """Share of the found evidence that is ranked first; at least as large as in real talk."""
+    places = [place for e in episodes if (place := _place(e)) is not None]
+    return max(RANKS[0], places.count(0) / len(places)) if places else RANKS[0]
+
+
+def _moved_down(episode: AnswerEpisode, rng: random.Random, kept: float) -> AnswerEpisode:
+    """With evidence ranked first moved down, but for a share `kept`."""
+    if _place(episode) != 0 or len(episode.items) < 2 or rng.random() < kept:
+        return episode
+    [to] = rng.choices(range(1, len(RANKS)), RANKS[1:])
+    items = list(episode.items)
+    items.insert(min(to, len(items) - 1), items.pop(0))
+    return replace(episode, items=tuple(items))
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def save(examples: Iterable[Example], path: str | Path) -> int:
+    """Write examples as JSONL (the cache of a recipe's data step); returns how many."""
+    rows = [[e.prompt.fixed, e.prompt.body, e.prompt.max_tokens, e.completion] for e in examples]
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return len(rows)
+
+
+def load(path: str | Path) -> list[Example]:
+    """Read what `save` wrote.
+
+    Raises:
+        DataError: a line holds no example.
+    """
+    examples = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            fixed, body, max_tokens, completion = json.loads(line)
+            examples.append(Example(Prompt(fixed, body, max_tokens=max_tokens), completion))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: line {number} holds no example: {error}. Build the data again.") from error
+    return examples
