@@ -92,15 +92,22 @@ def episodes(bank: Bank) -> list[Episode]:
     return made
 
 
-_MEMORY = re.compile(r"^(\d+)\. \[[^\]]*\] [^:]*: (.*)$", re.MULTILINE)
+_MEMORY = re.compile(r"^(\d+)\. \[([^\]]*)\] [^:]*: (.*)$", re.MULTILINE)
 
 
 def latest_match(prompt: Prompt, role: Role) -> str:
     """Answer with the last word of the latest memory that shares a word with the question."""
     shown, _, asked = prompt.body.rpartition("Question [")
     wanted = set(words(asked.split("]:", 1)[1].replace("Answer:", "")))
-    matching = [(n, text) for n, text in _MEMORY.findall(shown) if wanted & set(words(text))]
-    return f" {matching[-1][0]} -> {matching[-1][1].split()[-1]}" if matching else " none"
+    matching = [
+        (datetime.strptime(date, "%d %B %Y"), place, text.split()[-1])
+        for place, date, text in _MEMORY.findall(shown)
+        if wanted & set(words(text))
+    ]
+    if not matching:
+        return " none"
+    _, place, last = max(matching)
+    return f" {place} -> {last}"
 
 
 class TwoEngines:
