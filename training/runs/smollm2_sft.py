@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import load
 from memr1_plugin.training import episodes, examples, lora, sft, sources
 from memr1_plugin.training.base import load_trainable
-from memr1_plugin.training.episodes import AnswerEpisode
 from memr1_plugin.training.examples import of_answers
 from memr1_plugin.training.sft import Example
 from memr1_plugin.training.shared import POLICY, SharedBase
@@ -60,18 +58,18 @@ def data(embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str,
     real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
     plain = sources.statement_episodes(sources.Amount(SEED, PLAIN), embedder)
     parts = {
-        "questions about chitchat-dataset dialogues (MIT)": of_answers(_flat(chain(*chats)), rng),
-        "synthetic conversations": of_answers(_flat(chain(*told)), rng, invented=True, most=QUESTIONS),
-        "LongMemEval evidence (MIT) with chitchat-dataset turns": of_answers(_flat(real), rng, invented=True),
-        "plain statements to a bot": of_answers(_flat(plain), rng, invented=True),
+        "questions about chitchat-dataset dialogues (MIT)": of_answers(list(chain.from_iterable(chain(*chats))), rng),
+        "synthetic conversations": of_answers(
+            list(chain.from_iterable(chain(*told))), rng, invented=True, most=QUESTIONS
+        ),
+        "LongMemEval evidence (MIT) with chitchat-dataset turns": of_answers(
+            list(chain.from_iterable(real)), rng, invented=True
+        ),
+        "plain statements to a bot": of_answers(list(chain.from_iterable(plain)), rng, invented=True),
     }
     found = [example for made in parts.values() for example in made]
     rng.shuffle(found)
     return found, {name: f"{len(made):,} examples" for name, made in parts.items()}
-
-
-def _flat(lists: Iterable[Sequence[AnswerEpisode]]) -> list[AnswerEpisode]:
-    return [episode for one in lists for episode in one]
 
 
 def main() -> None:
