@@ -5,7 +5,7 @@
 
 The bank is filled through the verbatim extractor (each fact an ADD, no model call), so what extraction drops counts
 against recall. Questions of category 5 and without evidence are left out, as in LoCoMo's own recall. The parameters of
-`retrieval` were chosen on conv-26 and conv-30; the others had no say. Embeddings are kept in a cache folder.
+`ranking` were chosen on conv-26 and conv-30; the others had no say. Embeddings are kept in a cache folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from memr1_plugin import retrieval
+from memr1_plugin import ranking, retrieval
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import Embedder, Vectors, as_embedder
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
@@ -35,7 +35,7 @@ from memr1_plugin.retrieval import Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.types import Operation, OperationKind, Scope, Turn
 
-KS = (5, 10, 20, 30, 60)
+KS = (1, 3, 5, 10, 20, 30, 60)
 TARGETS = {10: 0.75, 30: 0.85}
 CHOSEN_ON = ("conv-26", "conv-30")
 BATCH = 256
@@ -109,19 +109,20 @@ def fill(bank: Bank, conversation: Conversation) -> None:
 
 @contextmanager
 def without(**constants: Any) -> Iterator[None]:
-    """Run with other constants in `retrieval`: a part switched off."""
-    before = {name: getattr(retrieval, name) for name in constants}
+    """Run with other constants in `ranking`, and what `retrieval` took from it: a part switched off."""
+    before = [(module, name, getattr(module, name)) for name in constants for module in (ranking, retrieval)
+              if hasattr(module, name)]  # fmt: skip
     try:
-        for name, value in constants.items():
-            setattr(retrieval, name, value)
+        for module, name, _ in before:
+            setattr(module, name, constants[name])
         yield
     finally:
-        for name, value in before.items():
-            setattr(retrieval, name, value)
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def parts(bank: Bank, embedder: Embedder) -> dict[str, tuple[Search, dict[str, Any]]]:
-    """Return the rows of the table: a search, and what of `retrieval` is switched off meanwhile."""
+    """Return the rows of the table: a search, and what of `ranking` is switched off meanwhile."""
 
     def vectors(view: Any) -> Search:
         return lambda query, scope: ids(bank.search_vectors(scope, embedder.embed([query])[0], KS[-1], view=view))
@@ -138,20 +139,29 @@ def parts(bank: Bank, embedder: Embedder) -> dict[str, tuple[Search, dict[str, A
     def floored(query: str, scope: Scope) -> list[int]:
         return [item.id for item in Retriever(bank, embedder, Settings()).search(query, scope, KS[-1])]
 
-    off: dict[str, Any] = {"SPEAKER_BONUS": 0.0, "SITTING_BONUS": 0.0, "DATE_BONUS": 0.0}
-    keep_names = {"_without": lambda query, named: query}
-    return {
+    steps = (
+        ("  and names out of the query", "without_names"),
+        ("  and the cosine itself", "COSINE_WEIGHT"),
+        ("  and the rare words that it has", "COVERAGE_BONUS"),
+        ("  and the speaker it names", "SPEAKER_BONUS"),
+        ("  and the same sitting", "SITTING_BONUS"),
+        ("  and the month it names", "DATE_BONUS"),
+        ("  and a time for a when", "KIND_BONUS"),
+    )
+    off: dict[str, Any] = {name: 0.0 for _, name in steps}
+    off["without_names"] = lambda query, named: query
+    rows: dict[str, tuple[Search, dict[str, Any]]] = {
         "vectors, what was said": (vectors("text"), {}),
         "vectors, with the turn before": (vectors("context"), {}),
         "BM25, what was said": (text("text"), {}),
         "BM25, with the turn before": (text("context"), {}),
-        "the four, fused by rank": (full, {**off, **keep_names}),
-        "  and names out of the query": (full, off),
-        "  and the speaker it names": (full, {"SITTING_BONUS": 0.0, "DATE_BONUS": 0.0}),
-        "  and the same sitting": (full, {"DATE_BONUS": 0.0}),
-        "  and the month it names": (full, {}),
-        "the retriever, with its floor": (floored, {}),
+        "the four, fused by rank": (full, dict(off)),
     }
+    for title, name in steps:
+        del off[name]
+        rows[title] = (full, dict(off))
+    rows["the retriever, with its floor"] = (floored, {})
+    return rows
 
 
 def asked(conversation: Conversation) -> list[Question]:

@@ -158,6 +158,29 @@ def test_evidence_of_the_same_sitting_is_lifted(bank: Bank, retriever: Retriever
     assert [item.speaker for item in found] == ["Bob", "Bob", "Ana"]
 
 
+def test_the_one_rare_word_of_a_question_outweighs_its_common_ones(bank: Bank, retriever: Retriever) -> None:
+    """Eight memories have one word of it, one has the other: what few of them say tells more."""
+    add(bank, *(f"Market, stall {n}." for n in range(8)))
+    add(bank, "Pottery, stall 9.", at=MONDAY - timedelta(days=9))
+    assert texts(retriever.search("The market, or the pottery?", ANA, 9))[0] == "Pottery, stall 9."
+
+
+def test_asked_when_a_memory_with_a_time_comes_first(bank: Bank, retriever: Retriever) -> None:
+    """The same was said twice, once with its date; a question that asks no time leaves them to recency."""
+    add(bank, "I joined the choir yesterday [7 May 2023].")
+    add(bank, "I joined the choir, great voices.", at=MONDAY + timedelta(days=1))
+    assert "[7 May 2023]" in retriever.search("When did I join the choir?", ANA, 2)[0].text
+    assert "great" in retriever.search("Did I join the choir?", ANA, 2)[0].text
+
+
+def test_asked_how_many_a_memory_with_a_number_comes_first(bank: Bank, retriever: Retriever) -> None:
+    """Of two memories about the same children the one that counts them."""
+    add(bank, "My three children love the zoo.")
+    add(bank, "My dear children love the zoo.", at=MONDAY + timedelta(days=1))
+    assert "three" in retriever.search("How many children love the zoo?", ANA, 2)[0].text
+    assert "dear" in retriever.search("Which children love the zoo?", ANA, 2)[0].text
+
+
 def test_the_past_can_be_asked(bank: Bank, retriever: Retriever) -> None:
     """As of a date, an updated memory has its old text, a deleted one is there, a later one is not."""
     city, cat = add(bank, "I live in Paris.", "I have a cat.")

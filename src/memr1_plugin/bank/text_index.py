@@ -38,16 +38,16 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 MAX_WORD_CHARS = 40
 
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+)|[^\W_]+")
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text that are indexed: lower case, no accents, no stop words, CJK runs as bigrams."""
     if text.isascii():
-        folded = text.lower()
-    else:
-        split = unicodedata.normalize("NFKD", text.casefold())
-        folded = "".join(c for c in split if not unicodedata.combining(c))
+        return [word[:MAX_WORD_CHARS] for word in _ASCII_WORD.findall(text.lower()) if word not in STOP_WORDS]
+    split = unicodedata.normalize("NFKD", text.casefold())
+    folded = "".join(c for c in split if not unicodedata.combining(c))
     found: list[str] = []
     for match in _WORD.finditer(folded):
         word = match[0]
