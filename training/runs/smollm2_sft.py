@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import random
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -36,36 +37,61 @@ from memr1_plugin.training.sft import Example
 from memr1_plugin.training.shared import POLICY, SharedBase
 from memr1_plugin.training.validation import score_answers
 
-SEED = 8400
-CHATS = ((7300, 110), (9300, 110))
-"""(seed, conversations) of real small talk."""
-SYNTHETIC = ((7300, 30, 3), (8400, 40, 12))
-"""(seed, conversations, topics of reasons and opinions to eight others)."""
-QUESTIONS = 1_200
-"""About synthetic conversations, of some 5,400."""
-PLAIN = 35
-"""Conversations of plain statements."""
+
+@dataclass(frozen=True)
+class Mix:
+    """What a run learns from."""
+
+    seed: int
+    chats: tuple[sources.Amount, ...]
+    """Real small talk."""
+    synthetic: tuple[tuple[sources.Amount, int], ...]
+    """Each with its topics of reasons and opinions."""
+    questions: int
+    """About synthetic conversations, at most."""
+    plain: sources.Amount
+    statements: int = 0
+    """Questions about plain statements, at most; 0: all."""
 
 
-def data(embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
+MIXES = {
+    "first": Mix(
+        8400,
+        (sources.Amount(7300, 110), sources.Amount(9300, 110)),
+        ((sources.Amount(7300, 30), 3), (sources.Amount(8400, 40), 12)),
+        1_200,
+        sources.Amount(8400, 35),
+    ),
+    "last": Mix(
+        12400,
+        (sources.Amount(11300, 200),),
+        ((sources.Amount(12400, 12), 4),),
+        260,
+        sources.Amount(12400, 20),
+        70,
+    ),
+}
+"""What taught the prompt with the question first, and a last stretch from there, mostly on real talk."""
+
+
+def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
     """The examples, mixed, and what they are."""
-    lines, rng = sources.chatter(), random.Random(SEED)
-    chats = (sources.chat_episodes(sources.Amount(*amount), embedder) for amount in CHATS)
-    told = (
-        sources.synthetic_episodes(sources.Amount(seed, count), embedder, lines, talking=talking)
-        for seed, count, talking in SYNTHETIC
-    )
-    real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
-    plain = sources.statement_episodes(sources.Amount(SEED, PLAIN), embedder)
+    lines, rng = sources.chatter(), random.Random(mix.seed)
+    chats = (sources.chat_episodes(amount, embedder) for amount in mix.chats)
+    told = (sources.synthetic_episodes(amount, embedder, lines, talking=topics) for amount, topics in mix.synthetic)
+    real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=mix.seed)
+    plain = sources.statement_episodes(mix.plain, embedder)
     parts = {
         "questions about chitchat-dataset dialogues (MIT)": of_answers(list(chain.from_iterable(chain(*chats))), rng),
         "synthetic conversations": of_answers(
-            list(chain.from_iterable(chain(*told))), rng, invented=True, most=QUESTIONS
+            list(chain.from_iterable(chain(*told))), rng, invented=True, most=mix.questions
         ),
         "LongMemEval evidence (MIT) with chitchat-dataset turns": of_answers(
             list(chain.from_iterable(real)), rng, invented=True
         ),
-        "plain statements to a bot": of_answers(list(chain.from_iterable(plain)), rng, invented=True),
+        "plain statements to a bot": of_answers(
+            list(chain.from_iterable(plain)), rng, invented=True, most=mix.statements
+        ),
     }
     found = [example for made in parts.values() for example in made]
     rng.shuffle(found)
@@ -77,11 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--longmemeval", help="LongMemEval's evidence turns; needed to make the data")
+    parser.add_argument("--mix", choices=MIXES, default="last")
     parser.add_argument("--prepare", action="store_true", help="make the data and stop")
     parser.add_argument("--validation", default="", help="a file of conversations with questions")
     parser.add_argument("--only", default="conv-30")
     parser.add_argument("--start", default="", help="folder of the LoRA to go on from; default: the shipped one")
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=2e-4)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     weights = prepare(resolve(None))
@@ -90,7 +117,7 @@ def main() -> None:
     if not cache.exists():
         if not given.longmemeval:
             parser.error(f"{cache} is not there yet; name LongMemEval's evidence turns with --longmemeval to make it.")
-        found, counts = data(embedder, given.longmemeval)
+        found, counts = data(MIXES[given.mix], embedder, given.longmemeval)
         counted.write_text(json.dumps(counts, indent=2))
         examples.save(found, cache)
     if given.prepare:
