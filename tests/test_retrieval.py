@@ -181,6 +181,16 @@ def test_asked_how_many_a_memory_with_a_number_comes_first(bank: Bank, retriever
     assert "dear" in retriever.search("Which children love the zoo?", ANA, 2)[0].text
 
 
+def test_the_answer_agent_is_shown_what_is_near_the_best_match(bank: Bank, embedder: CountingEmbedder) -> None:
+    """A small model that reads ten memories picks a wrong one more often than it corrects a ranking that is sure."""
+    add(bank, "I bought a green kayak.", "She bought green paddles.", *(f"Note {n}: bought bread." for n in range(8)))
+    question = "Which green kayak was bought?"
+    shown = Retriever(bank, embedder, Settings()).candidates(question, ANA, 10)
+    found = Retriever(bank, embedder, Settings(margin=None)).candidates(question, ANA, 10)
+    assert len(found) == 10 and texts(found)[: len(shown)] == texts(shown)
+    assert 0 < len(shown) < 3 and texts(shown)[0] == "I bought a green kayak."
+
+
 def test_the_past_can_be_asked(bank: Bank, retriever: Retriever) -> None:
     """As of a date, an updated memory has its old text, a deleted one is there, a later one is not."""
     city, cat = add(bank, "I live in Paris.", "I have a cat.")

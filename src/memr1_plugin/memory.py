@@ -286,14 +286,23 @@ class Memory:
         speaker: str | None = None,
     ) -> list[MemoryItem]:
         """Return at most `k` memories of `scope` that are relevant to `query`, best first; no model call."""
+        settings = self.settings
+        return self._recall(
+            lambda: self.retriever.search(
+                query, scope, k, as_of=as_of, speaker=speaker, per_speaker=settings.per_speaker, floor=settings.floor
+            )
+        )
+
+    @act("search")
+    def _candidates(self, question: str, scope: Scope, k: int | None) -> list[MemoryItem]:
+        return self._recall(lambda: self.retriever.candidates(question, scope, k or self.settings.candidates))
+
+    def _recall(self, find: Callable[[], list[MemoryItem]]) -> list[MemoryItem]:
         self._check_open()
         if self._writer is None and not self._backlog.tried:
             self._backlog.catch_up()
         with self.meter.stage("retrieve"):
-            found = self.retriever.search(
-                query, scope, k, as_of=as_of, speaker=speaker, per_speaker=self.settings.per_speaker,
-                floor=self.settings.floor,
-            )  # fmt: skip
+            found = find()
         self.meter.add("recalled", len(found))
         return found
 
@@ -302,7 +311,7 @@ class Memory:
         self, query: str, *, scope: Scope = NOBODY, k: int | None = None, at: datetime | None = None
     ) -> list[MemoryItem]:
         """Return the memories that the Answer Agent finds to matter for `query` (memory distillation alone)."""
-        items = self.search(query, scope=scope, k=k or self.settings.candidates)
+        items = self._candidates(query, scope, k)
         with self.meter.stage("answer"):
             selected, completion = self.answerer.select(query, items, aware(at))
         self.meter.spent(completion)
@@ -317,7 +326,7 @@ class Memory:
         Raises:
             ModelError: the Answer Agent's model failed.
         """
-        items = self.search(question, scope=scope, k=k or self.settings.candidates)
+        items = self._candidates(question, scope, k)
         with self.meter.stage("answer"):
             [(answer, completion)] = self.answerer.answer_many([(question, items, aware(at))], scope=scope)
         self.meter.spent(completion)

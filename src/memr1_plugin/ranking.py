@@ -43,6 +43,8 @@ KIND_BONUS = 0.5
 
 Ranking = list[tuple[int, float]]
 """(item id, score), best first."""
+Ranked = tuple[MemoryItem, float]
+"""A memory, and the score by which it was ranked: comparable within a question only."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Candidates:
     """False when reading deeper could find more."""
 
 
-def ordered(found: Candidates, query: str) -> list[MemoryItem]:
-    """Sort the candidates, best first; of equals, the newest first."""
+def ordered(found: Candidates, query: str) -> list[Ranked]:
+    """Sort the candidates, best first, each with its score; of equals, the newest first."""
     scores = _fused(found)
     covered = _coverage(found.items.values(), terms(without_names(query, found.named)))
     unseen = min(found.cosines.values(), default=0.0)  # found by its words alone: no nearer than the last one
@@ -72,7 +74,13 @@ def ordered(found: Candidates, query: str) -> list[MemoryItem]:
         scores[item_id] += sittings[item_id] + DATE_BONUS * _matches(item, dates)
         scores[item_id] += KIND_BONUS * any(gives.search(item.text) for gives in given)
     newest = sorted(found.items.values(), key=lambda item: (item.at, item.id), reverse=True)
-    return sorted(newest, key=lambda item: round(scores[item.id], 6), reverse=True)
+    best_first = sorted(newest, key=lambda item: round(scores[item.id], 6), reverse=True)
+    return [(item, scores[item.id]) for item in best_first]
+
+
+def near_best(ranked: Sequence[Ranked], margin: float | None) -> list[MemoryItem]:
+    """Return the first memories, down to `margin` below the score of the best; all if it is None."""
+    return [item for item, score in ranked if margin is None or ranked[0][1] - score <= margin]
 
 
 def relevance(wanted: set[str], item: MemoryItem, found: Candidates) -> float:

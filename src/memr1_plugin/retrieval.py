@@ -20,7 +20,19 @@ from memr1_plugin.bank.embedded import embed
 from memr1_plugin.bank.text_index import View, terms
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import InputError
-from memr1_plugin.ranking import Candidates, Ranking, best, named_in, ordered, relevance, seen, share, without_names
+from memr1_plugin.ranking import (
+    Candidates,
+    Ranked,
+    Ranking,
+    best,
+    named_in,
+    near_best,
+    ordered,
+    relevance,
+    seen,
+    share,
+    without_names,
+)
 from memr1_plugin.settings import Settings
 from memr1_plugin.types import Fact, MemoryItem, Scope, aware, clean_text
 
@@ -70,6 +82,30 @@ class Retriever:
             floor: only memories of at least this relevance. None: the calibrated rule, which asks it of the best
                 one only, because evidence often shares no word with its question.
         """
+        ranked = self.ranked(query, scope, k, speaker=speaker, per_speaker=per_speaker, as_of=as_of, floor=floor)
+        return [item for item, _ in ranked]
+
+    def candidates(self, question: str, scope: Scope, k: int) -> list[MemoryItem]:
+        """Return what the Answer Agent is shown: at most `k` memories, none far behind the best (`Settings.margin`).
+
+        The fewer they are, the surer the ranking is of the first: that is what a small model cannot see for itself.
+        """
+        settings = self._settings
+        ranked = self.ranked(question, scope, k, per_speaker=settings.per_speaker, floor=settings.floor)
+        return near_best(ranked, settings.margin)
+
+    def ranked(
+        self,
+        query: str,
+        scope: Scope,
+        k: int,
+        *,
+        speaker: str | None = None,
+        per_speaker: int | None = None,
+        as_of: datetime | None = None,
+        floor: float | None = None,
+    ) -> list[Ranked]:
+        """Return what `search` returns, each memory with the score by which it was ranked."""
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1.")
         if not re.search(r"\w", clean_text(query, "the query")):
@@ -77,9 +113,8 @@ class Retriever:
         depth = DEPTH + 2 * k
         while True:
             found = self._as_of(query, scope, as_of) if as_of else self._find(query, scope, depth)
-            ranked = ordered(found, query)
             wanted = set(terms(query))
-            scored = (item.with_score(relevance(wanted, item, found)) for item in ranked)
+            scored = ((item.with_score(relevance(wanted, item, found)), s) for item, s in ordered(found, query))
             weighed = list(islice(scored, WEIGHED))
             if floor is None and not _reaches_floor(weighed, len(found.items)):
                 return []
@@ -163,8 +198,8 @@ def _shown(item: MemoryItem | None) -> tuple[str, str, str] | None:
     return None if item is None else (item.speaker, item.text, item.context)
 
 
-def _reaches_floor(weighed: Sequence[MemoryItem], n: int) -> bool:
-    best = max((item.score or 0.0 for item in weighed), default=0.0)
+def _reaches_floor(weighed: Sequence[Ranked], n: int) -> bool:
+    best = max((item.score or 0.0 for item, _ in weighed), default=0.0)
     return n > 0 and best >= FLOOR_ONE + FLOOR_GROWTH * math.log(n)
 
 
@@ -178,20 +213,21 @@ def _same_words(item: MemoryItem) -> tuple[str, ...]:
 
 
 def _choose(
-    ranked: Iterable[MemoryItem], k: int, speaker: str | None, per_speaker: int | None, floor: float
-) -> list[MemoryItem]:
+    ranked: Iterable[Ranked], k: int, speaker: str | None, per_speaker: int | None, floor: float
+) -> list[Ranked]:
     """Take the first `k` that the filters let through; of near-duplicates the newest, in the place of the first."""
-    chosen: dict[tuple[str, ...], MemoryItem] = {}
+    chosen: dict[tuple[str, ...], Ranked] = {}
     said: Counter[str] = Counter()
-    for item in ranked:
+    for item, score in ranked:
         key = _same_words(item)
         if (item.score or 0.0) < floor or (speaker is not None and item.speaker.casefold() != speaker.casefold()):
             continue
         if key in chosen:
-            chosen[key] = max(chosen[key], item, key=lambda one: (one.at, one.id))
+            first, place = chosen[key]
+            chosen[key] = max(first, item, key=lambda one: (one.at, one.id)), place
         elif per_speaker is None or said[item.speaker] < per_speaker:
             if len(chosen) == k:
                 break
-            chosen[key] = item
+            chosen[key] = item, score
             said[item.speaker] += 1
     return list(chosen.values())

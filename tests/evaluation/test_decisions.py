@@ -85,7 +85,7 @@ def test_always_adding_is_right_about_adds_alone_and_keeps_every_stale_fact(
         gold: sum(kinds.values()) for gold, kinds in row["confusion"].items()
     }
     assert row["stale_kept"]["mean"] == 1.0 and row["lost"]["mean"] == 0.0
-    assert row["stale_retrieved"]["mean"] > 0.5
+    assert row["stale_retrieved"]["mean"] >= 0.5
     assert found[""]["contradicted"]["n"] == row["stale_kept"]["n"] > 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ pytest.importorskip("trl", reason="needs the extra train")
 
 from memr1_plugin.errors import DataError
 from memr1_plugin.evaluation.datasets import Conversation, Question
+from memr1_plugin.settings import Settings
 from memr1_plugin.testing import HashEmbedder
 from memr1_plugin.training import examples
 from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes
@@ -33,7 +35,9 @@ def asked() -> list[AnswerEpisode]:
         Question(f"q{n}", f"What is Ana's {pet} called?", f"Name{n}", "4", (f"t{n}",)) for n, pet in enumerate(PETS)
     )
     unsaid = tuple(Question(f"u-{pet}", f"Where does Ana's {pet} sleep?", "", unanswerable=True) for pet in PETS[:2])
-    return answer_episodes(Conversation("c", ("Ana",), turns, questions + unsaid), HashEmbedder(64))
+    return answer_episodes(
+        Conversation("c", ("Ana",), turns, questions + unsaid), HashEmbedder(64), settings=Settings(margin=None)
+    )
 
 
 def _places(found: list[AnswerEpisode]) -> list[int]:
@@ -58,20 +62,16 @@ def test_some_questions_are_asked_beside_memories_that_do_not_answer_them(asked:
 
 
 def test_invented_talk_is_ranked_as_real_talk(asked: list[AnswerEpisode]) -> None:
-    """Evidence that is always found first would teach to trust the first line; no memory is lost by moving it."""
+    """Evidence always found first would teach to trust the first line of ten as that of one; nothing is lost."""
     assert set(_places(asked)) == {1}
-    moved = [e for seed in range(40) for e in examples.as_in_real_talk(asked, random.Random(seed))]
-    places = _places(moved)
-    assert places.count(1) / len(places) == pytest.approx(examples.RANKS[0], abs=0.06)
-    assert places.count(2) / len(places) == pytest.approx(examples.RANKS[1], abs=0.06) and max(places) > 6
-    assert {i.id for i in moved[0].items} == {i.id for i in asked[0].items}
-
-
-def test_lists_are_of_several_lengths_and_begin_with_the_best(asked: list[AnswerEpisode]) -> None:
-    """The least relevant are what is left out."""
-    bodies = [e.prompt.body for e in examples.of_answers(asked, random.Random(0)) if e.completion != " none"]
-    lengths = {sum(row[:1].isdigit() for row in body.splitlines()) for body in bodies}
-    assert len(lengths) > 3 and min(lengths) >= examples.SHOWN * max(len(e.items) for e in asked)
+    for shown in (2, 10):
+        short = [replace(e, items=e.items[:shown]) for e in asked]
+        moved = [e for seed in range(60) for e in examples.as_in_real_talk(short, random.Random(seed))]
+        places = _places(moved)
+        first = math.exp(-examples.SURENESS * (shown - 1))
+        assert places.count(1) / len(places) == pytest.approx(first, abs=0.06)
+        assert {i.id for i in moved[0].items} == {i.id for i in short[0].items}
+        assert max(places) > 6 or shown == 2
 
 
 def test_questions_with_several_memories_come_before_others_when_not_all_are_taken(asked: list[AnswerEpisode]) -> None:

@@ -143,12 +143,12 @@ def test_answers_for_one_bank_state_are_computed_once(bank: Bank) -> None:
 def test_certain_operations_are_applied_beside_the_decided_ones(bank: Bank) -> None:
     """Facts that needed no model are part of the state that the questions are asked of."""
     engine = ScriptedModel(knows, loras=TRAINED)
-    other = Operation(OperationKind.ADD, fact("I sing.", "t4", day=1))
+    other = Operation(OperationKind.ADD, fact("I live with Rex.", "t4", day=1))
     asked = (Asked("Where does Ana live?", "Berlin", ("t3",)),)
     episode = Turned(bank, (fact("I live in Berlin now.", "t3", day=1),), asked, (other,))
     env = ManagerEnvironment([episode], engine, HashEmbedder())
     env.score(0, ["ADD"])
-    assert "I sing." in engine.calls[-1].prompt.body and "Berlin" in engine.calls[-1].prompt.body
+    assert "with Rex" in engine.calls[-1].prompt.body and "Berlin" in engine.calls[-1].prompt.body
 
 
 def test_a_completion_that_says_nothing_readable_is_worth_the_floor(bank: Bank) -> None:

@@ -64,9 +64,9 @@ MIXES = {
     ),
     "last": Mix(
         12400,
-        (sources.Amount(11300, 200),),
-        ((sources.Amount(12400, 12), 4),),
-        260,
+        (sources.Amount(11300, 130), sources.Amount(13300, 130)),
+        ((sources.Amount(12400, 14), 4),),
+        350,
         sources.Amount(12400, 20),
         70,
     ),

@@ -80,9 +80,13 @@ class Kept:
     settings: Settings
 
     def search(self, question: str, k: int) -> list[MemoryItem]:
-        """The `k` memories that serving would show for `question`, best first."""
+        """The `k` memories that serving would find for `question`, best first."""
         settings = self.settings
         return self.retriever.search(question, self.scope, k, per_speaker=settings.per_speaker, floor=settings.floor)
+
+    def candidates(self, question: str, k: int) -> list[MemoryItem]:
+        """Those of them that serving would show the Answer Agent."""
+        return self.retriever.candidates(question, self.scope, k)
 
     def of_turns(self, turn_ids: Collection[str]) -> list[MemoryItem]:
         """The memories that these turns left, oldest first."""

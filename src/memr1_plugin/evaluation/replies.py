@@ -109,7 +109,7 @@ class Finder:
         key = (system.bank, conversation.id, question.id)
         if key not in self._found:
             began, worked = time.perf_counter(), time.process_time()
-            items = tuple(kept.search(question.text, self._candidates))
+            items = tuple(kept.candidates(question.text, self._candidates))
             seconds, cpu = time.perf_counter() - began, time.process_time() - worked
             deep = turn_ids(kept.search(question.text, DEPTH))
             self._found[key] = Asked(conversation, question, items, deep, seconds, cpu)

@@ -255,9 +255,8 @@ class ManagerEnvironment:
             items = copy.items(episode.scope)
             state = digest(items)
             missing = [q for q in episode.questions if (state, q.question, q.asked_at) not in self._answers]
-            settings, search = self.settings, Retriever(copy, self.embedder, self.settings).search
-            how: dict[str, Any] = {"per_speaker": settings.per_speaker, "floor": settings.floor}
-            found = [(state, q, search(q.question, episode.scope, settings.candidates, **how)) for q in missing]
+            shown, k = Retriever(copy, self.embedder, self.settings).candidates, self.settings.candidates
+            found = [(state, q, shown(q.question, episode.scope, k)) for q in missing]
             return _Applied(items, unsupported, found)
         finally:
             copy.close()

@@ -21,9 +21,10 @@ from memr1_plugin.agents.manager import Manager
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import DataError, InputError
-from memr1_plugin.evaluation.datasets import Conversation, Question
+from memr1_plugin.evaluation.datasets import Conversation
 from memr1_plugin.extraction import Extractor, VerbatimExtractor
 from memr1_plugin.operations import render_operations
+from memr1_plugin.ranking import Ranked, near_best
 from memr1_plugin.retrieval import Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.training.sft import Example
@@ -62,6 +63,8 @@ class AnswerEpisode:
     question: Linked
     items: tuple[MemoryItem, ...]
     """The candidates, in the order of relevance."""
+    others: tuple[MemoryItem, ...] = ()
+    """What would be shown if the evidence were not in the bank."""
 
     def prompt(self) -> Prompt:
         """The prompt that serving sends."""
@@ -209,11 +212,17 @@ class Replay:
             operations = self.manager.decide(facts, [self.retriever.related(f, turn.scope) for f in facts]).operations
         self.bank.apply(turn.scope, operations, turns=[turn])
 
-    def search(self, question: Question | Linked, scope: Scope, k: int) -> list[MemoryItem]:
-        """The memories that serving shows the Answer Agent."""
-        text = question.text if isinstance(question, Question) else question.question
+    def search(self, question: str, scope: Scope, k: int) -> list[Ranked]:
+        """The memories that serving finds for a question, as ranked."""
         settings = self.settings
-        return self.retriever.search(text, scope, k, per_speaker=settings.per_speaker, floor=settings.floor)
+        return self.retriever.ranked(question, scope, k, per_speaker=settings.per_speaker, floor=settings.floor)
+
+    def ask(self, question: Linked, scope: Scope) -> AnswerEpisode:
+        """The episode of a question, with the memories that serving shows the Answer Agent."""
+        evidence, margin = set(question.evidence), self.settings.margin
+        ranked = self.search(question.question, scope, self.settings.candidates)
+        others = [(item, score) for item, score in ranked if not evidence & set(item.turn_ids)]
+        return AnswerEpisode(question.id, question, tuple(near_best(ranked, margin)), tuple(near_best(others, margin)))
 
 
 def linked(conversation: Conversation, replay: Replay) -> list[Linked]:
@@ -226,8 +235,8 @@ def linked(conversation: Conversation, replay: Replay) -> list[Linked]:
         guess = not q.evidence and not q.unanswerable
         evidence = q.evidence
         if guess:
-            hits = replay.search(q, conversation.scope, LINKED)
-            evidence = tuple(dict.fromkeys(t for item in hits for t in item.turn_ids))
+            hits = replay.search(q.text, conversation.scope, LINKED)
+            evidence = tuple(dict.fromkeys(t for item, _ in hits for t in item.turn_ids))
         answer = "" if q.unanswerable else q.answer
         found.append(Linked(q.id, q.text, answer, evidence, q.asked_at or last, q.category, guess))
     return found
@@ -247,10 +256,7 @@ def answer_episodes(
     with replay.bank:
         for turn in conversation.turns:
             replay.tell(turn)
-        k = replay.settings.candidates
-        return [
-            AnswerEpisode(q.id, q, tuple(replay.search(q, conversation.scope, k))) for q in linked(conversation, replay)
-        ]
+        return [replay.ask(question, conversation.scope) for question in linked(conversation, replay)]
 
 
 def manager_episodes(

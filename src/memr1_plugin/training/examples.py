@@ -1,8 +1,8 @@
 """Supervised examples of the Answer Agent: each question beside what serving retrieves for it, and the gold completion.
 
 Made of the episodes that RL takes (`episodes.AnswerEpisode`), so that both trainings show the agent what serving shows
-it, in the same order. The rest is what keeps it from believing the first line blindly: lists of several lengths,
-evidence that was not retrieved, and, in invented talk, ranks as real talk has them.
+it, in the same order. The rest is what keeps it from believing the first line blindly: evidence that was not retrieved,
+and, in invented talk, ranks as real talk has them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from memr1_plugin.errors import DataError
 from memr1_plugin.training.episodes import AnswerEpisode
 from memr1_plugin.training.sft import Example
 
-RANKS = (0.60, 0.16, 0.08, 0.04, 0.03, 0.03, 0.02, 0.02, 0.01, 0.01)
-"""Where retrieval ranks the evidence of questions about real small talk, as shares of what it finds among ten."""
-SHOWN = 0.6
-"""Share of the candidates that a prompt holds, at least: the first so many of them, up to all."""
+SURENESS = 0.115
+"""Of n memories shown for a question about real small talk the first is the evidence exp(-SURENESS * (n - 1)) times:
+the longer the list, the less sure is its order (`ranking.near_best`)."""
+LATER = (0.19, 0.08, 0.04, 0.03, 0.02, 0.02, 0.01, 0.01, 0.01)
+"""Weights of the places from the second on, for the rest."""
 HIDDEN = 16
 """One question in so many is asked again beside memories that do not answer it."""
 UNANSWERABLE = 20
@@ -40,7 +42,7 @@ def of_answers(
         most: at most so many answered questions, those with several memories of evidence first, which are rare; 0: all.
     """
     ranked = as_in_real_talk(episodes, rng) if invented else episodes
-    shown = [_shortened(e, rng) for e in ranked if e.items]
+    shown = [e for e in ranked if e.items]
     rng.shuffle(shown)
     answered = [e for e in shown if e.question.answer and e.places() and e.completion() is not None]
     if most:
@@ -53,25 +55,22 @@ def of_answers(
 
 
 def as_in_real_talk(episodes: Sequence[AnswerEpisode], rng: random.Random) -> list[AnswerEpisode]:
-    """Move the evidence of invented talk down to where retrieval finds that of real talk (`RANKS`).
+    """Move the evidence of invented talk down to where retrieval finds that of real talk (`SURENESS`, `LATER`).
 
-    It is found first 86 times in 100, that of real talk 52 times. An agent that trusts the first line because it always
-    held the answer would be wrong half of the time.
+    Invented talk is asked in its own words, and the first memory is nearly always the one. An agent that learned so
+    from long lists would be wrong every second time.
     """
-    kept = RANKS[0] / _found_first(episodes)
-    return [_moved_down(e, rng, kept) for e in episodes]
+    firsts: defaultdict[int, list[bool]] = defaultdict(list)
+    for episode in episodes:
+        if (place := _place(episode)) is not None:
+            firsts[len(episode.items)].append(place == 0)
+    kept = {n: math.exp(-SURENESS * (n - 1)) * len(found) / max(1, sum(found)) for n, found in firsts.items()}
+    return [_moved_down(e, rng, kept.get(len(e.items), 1.0)) for e in episodes]
 
 
 def without_evidence(episode: AnswerEpisode) -> AnswerEpisode:
     """The same question beside memories that do not answer it: what is right is to say so."""
-    evidence = set(episode.question.evidence)
-    items = tuple(item for item in episode.items if not evidence & set(item.turn_ids))
-    return replace(episode, items=items, question=replace(episode.question, answer="", evidence=()))
-
-
-def _shortened(episode: AnswerEpisode, rng: random.Random) -> AnswerEpisode:
-    count = len(episode.items)
-    return replace(episode, items=episode.items[: rng.randint(math.ceil(SHOWN * count), count)])
+    return replace(episode, items=episode.others, question=replace(episode.question, answer="", evidence=()))
 
 
 def _place(episode: AnswerEpisode) -> int | None:
@@ -81,19 +80,13 @@ def _place(episode: AnswerEpisode) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _found_first(episodes: Sequence[AnswerEpisode]) -> float:
-    """Share of the found evidence that is ranked first; at least as large as in real talk."""
-    places = [place for e in episodes if (place := _place(e)) is not None]
-    return max(RANKS[0], places.count(0) / len(places)) if places else RANKS[0]
-
-
 def _moved_down(episode: AnswerEpisode, rng: random.Random, kept: float) -> AnswerEpisode:
     """With evidence ranked first moved down, but for a share `kept`."""
     if _place(episode) != 0 or len(episode.items) < 2 or rng.random() < kept:
         return episode
-    [to] = rng.choices(range(1, len(RANKS)), RANKS[1:])
     items = list(episode.items)
-    items.insert(min(to, len(items) - 1), items.pop(0))
+    [to] = rng.choices(range(1, len(items)), [*LATER, *LATER[-1:] * len(items)][: len(items) - 1])
+    items.insert(to, items.pop(0))
     return replace(episode, items=tuple(items))
 
 

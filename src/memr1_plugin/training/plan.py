@@ -27,8 +27,8 @@ MANAGER_EXAMPLES = 32
 """Gold operations that one synthetic conversation yields for the Manager; measured over 40."""
 MANAGER_TOKENS = 170
 """Tokens of one of them: few have many memories to decide about."""
-SHOWN = 0.8
-"""Share of the candidates in an example of the Answer Agent, on average (`examples.SHOWN` to all)."""
+SHOWN = 0.5
+"""Share of the candidates that are near enough to the best to be shown (`Settings.margin`), on average."""
 
 
 @dataclass(frozen=True)
