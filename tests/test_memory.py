@@ -334,6 +334,8 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
         Memory.open(tmp_path / "a.db", engine=ScriptedModel.heuristic(), model="x")
     with pytest.raises(InputError, match='expected "sync" or "background"'):
         open_memory(tmp_path / "b.db", write="later")
+    with pytest.raises(InputError, match="margin is -1"):
+        Settings(margin=-1)
 
 
 def test_turns_given_as_values_keep_their_dialogue(memory: Memory) -> None:

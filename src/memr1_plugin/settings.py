@@ -65,6 +65,8 @@ class Settings:
         for name in ("candidates", "related", "max_waiting"):
             if getattr(self, name) < 1:
                 raise InputError(f"settings.{name} is {getattr(self, name)}; expected at least 1.")
+        if self.margin is not None and not self.margin >= 0:
+            raise InputError(f"settings.margin is {self.margin}; expected None or a number from 0 up.")
         if isinstance(self.redact, str) and self.redact not in REDACTIONS:
             raise InputError(
                 f"settings.redact is {self.redact!r}; expected one of {REDACTIONS} or a function of a scope."

@@ -274,7 +274,9 @@ def _rows(recipe: Recipe, stage: Stage, parted: Split) -> int:
     else:
         invented = (data.synthetic_questions or 80) * data.synthetic_conversations
         examples = invented + 5 * data.statements + 7 * data.chats + parted.questions
-        tokens = _prompt_tokens(SHOWN * recipe.settings.candidates)
+        margin = recipe.settings.margin
+        share = SHOWN if margin is not None and math.isfinite(margin) else 1.0
+        tokens = _prompt_tokens(share * recipe.settings.candidates)
     return math.ceil(examples / max(1, stage.max_tokens // tokens))
 
 
