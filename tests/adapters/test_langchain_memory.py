@@ -266,9 +266,7 @@ def test_a_copy_for_another_user_is_another_users(memory: Memory) -> None:
 
 def test_hundreds_of_memories_share_one_engine(memory: Memory) -> None:
     """A thousand user-scoped memories are a thousand small objects on one Memory."""
-    start = time.perf_counter()
     doors = [MemoryR1Memory(memory=memory, user_id=f"user{n}") for n in range(1000)]
-    assert time.perf_counter() - start < 2
     assert all(door.door.memory is memory for door in doors)
 
 

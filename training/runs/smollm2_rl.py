@@ -44,8 +44,6 @@ KEPT = {OperationKind.ADD: 0.6, OperationKind.NOOP: 0.25}
 """Share of the turns whose right operation is this that is kept: small talk is most of a conversation."""
 CANDIDATES = 6
 """Memories that the frozen Answer Agent is shown: fewer than in serving, for the answers are most of a step."""
-SHOWN = (5, 8)
-"""Memories that the Answer Agent is shown in training: a step with ten takes half as long again."""
 UNANSWERED = 6
 """With one question in nine unanswerable, the agent stopped abstaining (training/LOG.md)."""
 ANSWER_WEIGHTS = {"token_f1": 1.0, "exact_match": 0.2, "evidence_coverage": 0.4, "format_validity": 0.1}
@@ -65,10 +63,9 @@ def answer_data(embedder: Embedder, longmemeval: str, chats: int, conversations:
         invented += [e for asked in real for e in asked]
     found += as_in_real_talk(invented, rng)
     rng.shuffle(found)
-    shown = [replace(e, items=e.items[: rng.randint(*SHOWN)]) for e in found]
-    answered = [e for e in shown if e.question.answer and e.completion() is not None and e.places()]
-    others = [e for e in shown if not e.question.answer]
-    hidden = [without_evidence(e) for e in answered[:: 2 * UNANSWERED]]
+    answered = [e for e in found if e.question.answer and e.completion() is not None and e.places()]
+    others = [e for e in found if not e.question.answer]
+    hidden = [e for asked in answered[:: 2 * UNANSWERED] if (e := without_evidence(asked)).items]
     mixed = answered + hidden + others[: len(answered) // (2 * UNANSWERED)]
     rng.shuffle(mixed)
     return mixed
