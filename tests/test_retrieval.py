@@ -189,6 +189,7 @@ def test_the_answer_agent_is_shown_what_is_near_the_best_match(bank: Bank, embed
     found = Retriever(bank, embedder, Settings(margin=None)).candidates(question, ANA, 10)
     assert len(found) == 10 and texts(found)[: len(shown)] == texts(shown)
     assert 0 < len(shown) < 3 and texts(shown)[0] == "I bought a green kayak."
+    assert len(Retriever(bank, embedder, Settings()).candidates(question, ANA, 11)) == 10, "a small bank is read whole"
 
 
 def test_the_past_can_be_asked(bank: Bank, retriever: Retriever) -> None:

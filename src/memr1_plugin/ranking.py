@@ -78,9 +78,14 @@ def ordered(found: Candidates, query: str) -> list[Ranked]:
     return [(item, scores[item.id]) for item in best_first]
 
 
-def near_best(ranked: Sequence[Ranked], margin: float | None) -> list[MemoryItem]:
-    """Return the first memories, down to `margin` below the score of the best; all if it is None."""
-    return [item for item, score in ranked if margin is None or ranked[0][1] - score <= margin]
+def near_best(ranked: Sequence[Ranked], margin: float | None, k: int) -> list[MemoryItem]:
+    """Return the first memories, down to `margin` below the score of the best.
+
+    All of them if the margin is None, or if they are fewer than the `k` that were looked for: a bank that small is read
+    whole, and its scores say little.
+    """
+    everything = margin is None or len(ranked) < k
+    return [item for item, score in ranked if everything or ranked[0][1] - score <= (margin or 0.0)]
 
 
 def relevance(wanted: set[str], item: MemoryItem, found: Candidates) -> float:

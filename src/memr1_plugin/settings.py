@@ -22,9 +22,9 @@ class Settings:
     candidates: int = 10
     """Memories shown to the Answer Agent, at most. The paper shows 60; a small model reads 10 better and faster."""
     margin: float | None = 1.25
-    """Of those, the ones whose score is further below the best one's are not shown; None: all are. Where the ranking is
-    sure, a small model that reads ten memories picks a wrong one more often than it corrects the order
-    (docs/results.md)."""
+    """Of those, the ones whose score is further below the best one's are not shown, unless they are all that there is;
+    None: all are shown. Where the ranking is sure, a small model that reads ten memories picks a wrong one more often
+    than it corrects the order (docs/results.md)."""
     per_speaker: int | None = None
     """At most this many candidates of one speaker (the paper: 30); None: no quota."""
     related: int = 5

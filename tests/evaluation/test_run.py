@@ -126,7 +126,7 @@ def test_unselected_answers_name_what_retrieval_ranked_first(tmp_path: Path) -> 
     system = System("raw:unselected", "raw", selects=False)
     replies = run(tmp_path, [system], engine=model).replies
     assert {r.text for r in replies} == {"Rome"} and {r.named for r in replies} == {None}
-    assert all(p.grammar and p.grammar.startswith('root ::= " 1 2 ->" text') for p in model.prompts)
+    assert all(p.grammar and p.grammar.startswith('root ::= " 1 2 3 ->" text') for p in model.prompts)
 
 
 def test_at_most_eight_memories_are_named_unselected() -> None:

@@ -219,10 +219,15 @@ class Replay:
 
     def ask(self, question: Linked, scope: Scope) -> AnswerEpisode:
         """The episode of a question, with the memories that serving shows the Answer Agent."""
-        evidence, margin = set(question.evidence), self.settings.margin
-        ranked = self.search(question.question, scope, self.settings.candidates)
+        evidence, margin, k = set(question.evidence), self.settings.margin, self.settings.candidates
+        ranked = self.search(question.question, scope, k)
         others = [(item, score) for item, score in ranked if not evidence & set(item.turn_ids)]
-        return AnswerEpisode(question.id, question, tuple(near_best(ranked, margin)), tuple(near_best(others, margin)))
+        return AnswerEpisode(
+            question.id,
+            question,
+            tuple(near_best(ranked, margin, k)),
+            tuple(near_best(others, margin, k - len(ranked) + len(others))),
+        )
 
 
 def linked(conversation: Conversation, replay: Replay) -> list[Linked]:
