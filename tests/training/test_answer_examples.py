@@ -59,6 +59,8 @@ def test_some_questions_are_asked_beside_memories_that_do_not_answer_them(asked:
     """To say "none" is learned from evidence that retrieval missed and from what nobody said."""
     none = [e.prompt.body for e in examples.of_answers(asked, random.Random(0)) if e.completion == " none"]
     assert any("sleep?" in body for body in none) and any("called?" in body for body in none)
+    more = examples.of_answers(asked, random.Random(0), unanswerable=7)
+    assert sum("sleep?" in e.prompt.body for e in more) == 2 > sum("sleep?" in body for body in none)
 
 
 def test_invented_talk_is_ranked_as_real_talk(asked: list[AnswerEpisode]) -> None:

@@ -52,6 +52,8 @@ class Mix:
     plain: sources.Amount
     statements: int = 0
     """Questions about plain statements, at most; 0: all."""
+    abstaining: int = examples.UNANSWERABLE
+    """For so many of these, one that nothing answers."""
 
 
 MIXES = {
@@ -70,8 +72,18 @@ MIXES = {
         sources.Amount(12400, 20),
         70,
     ),
+    "more": Mix(
+        16400,
+        (sources.Amount(15300, 130), sources.Amount(17300, 110)),
+        ((sources.Amount(16400, 14), 4),),
+        300,
+        sources.Amount(16400, 120),
+        320,
+        abstaining=6,
+    ),
 }
-"""What taught the prompt with the question first, and a last stretch from there, mostly on real talk."""
+"""What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, on talk
+that neither had, with more plain statements, of which the last stretch had cost what was known before."""
 
 
 def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
@@ -90,7 +102,11 @@ def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example],
             list(chain.from_iterable(real)), rng, invented=True
         ),
         "plain statements to a bot": of_answers(
-            list(chain.from_iterable(plain)), rng, invented=True, most=mix.statements
+            list(chain.from_iterable(plain)),
+            rng,
+            invented=True,
+            most=mix.statements,
+            unanswerable=mix.abstaining,
         ),
     }
     found = [example for made in parts.values() for example in made]

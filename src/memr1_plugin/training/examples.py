@@ -32,7 +32,12 @@ UNANSWERABLE = 20
 
 
 def of_answers(
-    episodes: Sequence[AnswerEpisode], rng: random.Random, *, invented: bool = False, most: int = 0
+    episodes: Sequence[AnswerEpisode],
+    rng: random.Random,
+    *,
+    invented: bool = False,
+    most: int = 0,
+    unanswerable: int = UNANSWERABLE,
 ) -> list[Example]:
     """Make the examples of `episodes`, in a random order.
 
@@ -40,6 +45,7 @@ def of_answers(
         episodes: with their candidates in the order of relevance.
         invented: the talk is made up (`as_in_real_talk`).
         most: at most so many answered questions, those with several memories of evidence first, which are rare; 0: all.
+        unanswerable: for so many answered ones, one that nothing answers, as far as there are any.
     """
     ranked = as_in_real_talk(episodes, rng) if invented else episodes
     shown = [e for e in ranked if e.items]
@@ -48,8 +54,8 @@ def of_answers(
     if most:
         answered = sorted(answered, key=lambda e: len(e.question.evidence) < 2)[:most]
     hidden = [e for answer in answered[::HIDDEN] if (e := without_evidence(answer)).items]
-    unanswerable = [e for e in shown if not e.question.answer][: -(-len(answered) // UNANSWERABLE)]
-    examples = [x for e in (*answered, *hidden, *unanswerable) if (x := e.example()) is not None]
+    nothing = [e for e in shown if not e.question.answer][: -(-len(answered) // unanswerable)]
+    examples = [x for e in (*answered, *hidden, *nothing) if (x := e.example()) is not None]
     rng.shuffle(examples)
     return examples
 

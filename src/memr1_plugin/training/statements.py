@@ -45,7 +45,15 @@ ATTRIBUTES = (
     Attribute(
         _CITIES,
         ("I live in {v}.", "My home is in {v}.", "I'm based in {v}.", "I live in {v} with my family."),
-        ("I moved to {v}.", "I moved to {v} last week, I don't live in {old} any more.", "I live in {v} now."),
+        (
+            "I moved to {v}.",
+            "I live in {v} now.",
+            "I moved to {v} last week, I don't live in {old} any more.",
+            "I don't live in {old} any more, I moved to {v} yesterday.",
+            "I left {old} and live in {v} now.",
+            "I moved from {old} to {v}.",
+            "We moved to {v} in spring; {old} was too expensive.",
+        ),
         (),
         ("I live in {v}, as I said.", "You know, I live in {v}."),
         ("Where {do} {I} live?", "Which city {do} {I} live in?", "Where {am} {I} based?", "What is {my} home town?"),
@@ -57,6 +65,8 @@ ATTRIBUTES = (
             "I got a new job as a {v}!",
             "I changed jobs, I'm a {v} now.",
             "I stopped being a {old}; I work as a {v} now.",
+            "I work as a {v} now, not as a {old} any more.",
+            "I was a {old} for years, now I'm a {v}.",
         ),
         ("I lost my job as a {old}.", "I quit, I am not a {old} any more."),
         ("I'm a {v}, you know.", "As a {v} I work a lot."),
@@ -91,7 +101,11 @@ ATTRIBUTES = (
     Attribute(
         "tea,coffee,matcha,cocoa,lemonade,mint tea",
         ("My favourite drink is {v}.", "I like {v} best."),
-        ("My favourite drink is {v} now, not {old}.", "I switched from {old} to {v}."),
+        (
+            "My favourite drink is {v} now, not {old}.",
+            "I switched from {old} to {v}.",
+            "I don't drink {old} any more, these days it's {v}.",
+        ),
         ("I don't drink {old} any more.",),
         ("{v} is my favourite drink.",),
         ("What is {my} favourite drink?", "What {do} {I} like to drink?", "Which drink {do} {I} like best?"),
@@ -141,7 +155,11 @@ ATTRIBUTES = (
     Attribute(
         "a Golf,a Tesla,a Fiat,a Volvo,a van",
         ("I drive {v}.", "My car is {v}."),
-        ("I sold my car and bought {v}.", "I drive {v} now instead of {old}."),
+        (
+            "I sold my car and bought {v}.",
+            "I drive {v} now instead of {old}.",
+            "I don't have {old} any more, I drive {v} now.",
+        ),
         ("I sold {old}, I have no car now.",),
         ("I drive {v}.",),
         ("What {do} {I} drive?", "What car {do} {I} have?", "Which car {do} {I} drive?"),
@@ -155,6 +173,53 @@ ATTRIBUTES = (
         "Spanish,Dutch,Greek,Korean,Arabic",
         ("I'm learning {v}.", "I take {v} lessons."),
         asks=("Which language {am} {I} learning?", "What {do} {I} take lessons in?"),
+    ),
+    Attribute(
+        _JOBS,
+        ("My mother works as a {v}.", "My mother is a {v}."),
+        ("My mother is a {v} now, she gave up being a {old}.", "My mother isn't a {old} any more, she works as a {v}."),
+        asks=("What does {my} mother do?", "What is {my} mother's job?", "What does {my} mother do for a living?"),
+    ),
+    Attribute(
+        _CITIES,
+        ("My son lives in {v}.", "My son's flat is in {v}."),
+        ("My son moved from {old} to {v}.", "My son doesn't live in {old} any more, he is in {v} now."),
+        asks=("Where does {my} son live?", "Which city does {my} son live in?"),
+    ),
+    Attribute(
+        _PEOPLE,
+        ("My best friend is {v}.", "{v} has been my best friend since school."),
+        asks=("Who is {my} best friend?", "What is {my} best friend called?"),
+    ),
+    Attribute(
+        "green,purple,orange,turquoise,pink,silver",
+        ("My favourite colour is {v}.", "I love the colour {v}."),
+        ("My favourite colour isn't {old} any more, it's {v}.", "I prefer {v} to {old} now, it's my favourite colour."),
+        asks=("What is {my} favourite colour?", "Which colour {do} {I} like best?"),
+    ),
+    Attribute(
+        "pizza,ramen,curry,tacos,risotto,dumplings",
+        ("My favourite food is {v}.", "I could eat {v} every day, it's my favourite food."),
+        ("I'm tired of {old}, my favourite food is {v} now.",),
+        asks=("What is {my} favourite food?", "Which food {do} {I} like best?"),
+    ),
+    Attribute(
+        "Monday,Tuesday,Wednesday,Thursday,Friday",
+        ("My yoga class is on {v}.", "I have yoga on {v}."),
+        ("My yoga class moved from {old} to {v}.", "Yoga is on {v} now, not on {old}."),
+        asks=("When is {my} yoga class?", "Which day {do} {I} have yoga?"),
+    ),
+    Attribute(
+        "Siemens,Bosch,Airbus,Nokia,Lego,Philips",
+        ("I work at {v}.", "My employer is {v}."),
+        (
+            "I quit my job at {old}, I work at {v} now.",
+            "I left {old}, {v} hired me.",
+            "I work at {v} now, not at {old}.",
+        ),
+        ("I was laid off at {old}.", "I don't work at {old} any more."),
+        ("I work at {v}, as you know.",),
+        ("Where {do} {I} work?", "Which company {do} {I} work for?", "Who is {my} employer?"),
     ),
 )
 _SPEAKERS = ("user", "user", *_PEOPLE.split(","), "Ana", "Ben", "Kim", "Sam")
