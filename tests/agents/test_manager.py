@@ -158,6 +158,9 @@ def test_a_delete_is_believed_of_what_is_said_to_be_over() -> None:
         ("The trip to Rosa is off.", "We had a great trip to the lake with Rosa.", "Ana", True),
         ("Ich wohne jetzt in Berlin.", "Ich wohne in Lissabon.", "Ana", True),
         ("Mein Hund heißt Rex.", "Ich wohne in Lissabon.", "Ana", False),
+        ("I love to dance with my friends.", "I was so happy when we won the cup.", "Ana", False),  # nothing changes
+        ("I have 3 cats now.", "I have 2 cats.", "Ana", True),
+        ("I won't go to the gym any more.", "I love my gym.", "Ana", True),
     ],
 )
 def test_the_model_is_asked_about_what_a_fact_could_change(said: str, known: str, speaker: str, bears: bool) -> None:

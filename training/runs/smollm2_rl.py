@@ -30,7 +30,7 @@ from memr1_plugin.settings import Settings
 from memr1_plugin.training import groups, lora, rewards, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
 from memr1_plugin.training.episodes import AnswerEpisode, Linked, ManagerEpisode, answer_episodes, manager_episodes
-from memr1_plugin.training.examples import as_in_real_talk, without_evidence
+from memr1_plugin.training.examples import as_in_real_talk, mixed
 from memr1_plugin.training.grpo import laptop_config
 from memr1_plugin.training.sft import bf16_pays
 from memr1_plugin.training.shared import encode
@@ -62,13 +62,7 @@ def answer_data(embedder: Embedder, longmemeval: str, chats: int, conversations:
         real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
         invented += [e for asked in real for e in asked]
     found += as_in_real_talk(invented, rng)
-    rng.shuffle(found)
-    answered = [e for e in found if e.question.answer and e.completion() is not None and e.places()]
-    others = [e for e in found if not e.question.answer]
-    hidden = [e for asked in answered[:: 2 * UNANSWERED] if (e := without_evidence(asked)).items]
-    mixed = answered + hidden + others[: len(answered) // (2 * UNANSWERED)]
-    rng.shuffle(mixed)
-    return mixed
+    return mixed(found, rng, hidden=2 * UNANSWERED, unanswerable=2 * UNANSWERED)
 
 
 def manager_data(

@@ -39,25 +39,38 @@ def of_answers(
     most: int = 0,
     unanswerable: int = UNANSWERABLE,
 ) -> list[Example]:
-    """Make the examples of `episodes`, in a random order.
+    """Make the examples of `mixed` episodes; `invented` talk is first ranked `as_in_real_talk`."""
+    ranked = as_in_real_talk(episodes, rng) if invented else episodes
+    kept = mixed(ranked, rng, most=most, unanswerable=unanswerable)
+    return [example for e in kept if (example := e.example()) is not None]
+
+
+def mixed(
+    episodes: Sequence[AnswerEpisode],
+    rng: random.Random,
+    *,
+    most: int = 0,
+    hidden: int = HIDDEN,
+    unanswerable: int = UNANSWERABLE,
+) -> list[AnswerEpisode]:
+    """Return, in a random order, the episodes to learn from: those with a gold completion, and some to abstain from.
 
     Args:
         episodes: with their candidates in the order of relevance.
-        invented: the talk is made up (`as_in_real_talk`).
         most: at most so many answered questions, those with several memories of evidence first, which are rare; 0: all.
+        hidden: of so many answered ones, one that is asked again beside memories that do not answer it.
         unanswerable: for so many answered ones, one that nothing answers, as far as there are any.
     """
-    ranked = as_in_real_talk(episodes, rng) if invented else episodes
-    shown = [e for e in ranked if e.items]
+    shown = [e for e in episodes if e.items]
     rng.shuffle(shown)
     answered = [e for e in shown if e.question.answer and e.places() and e.completion() is not None]
     if most:
         answered = sorted(answered, key=lambda e: len(e.question.evidence) < 2)[:most]
-    hidden = [e for answer in answered[::HIDDEN] if (e := without_evidence(answer)).items]
+    without = [e for answer in answered[::hidden] if (e := without_evidence(answer)).items]
     nothing = [e for e in shown if not e.question.answer][: -(-len(answered) // unanswerable)]
-    examples = [x for e in (*answered, *hidden, *nothing) if (x := e.example()) is not None]
-    rng.shuffle(examples)
-    return examples
+    kept = [*answered, *without, *nothing]
+    rng.shuffle(kept)
+    return kept
 
 
 def as_in_real_talk(episodes: Sequence[AnswerEpisode], rng: random.Random) -> list[AnswerEpisode]:
