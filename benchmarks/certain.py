@@ -2,10 +2,11 @@
 
     python benchmarks/certain.py --longmemeval longmemeval_oracle_evidence_turns.jsonl --conversations 12
 
-A fact that bears on no related memory is an ADD by rule, an exact duplicate a NOOP (`agents.belief`); the row marked
-"floor alone" asks about everything related. The gold is that of synthetic conversations, whose bank is kept as the
-gold operations say; and of LongMemEval's knowledge updates, where a later turn replaces what an earlier one said, in a
-bank with the evidence of the questions before it. Real dialogue (--dialogue, a LoCoMo conversation whose every turn is
+A fact that by the look of it changes no related memory is an ADD by rule, an exact duplicate a NOOP (`agents.belief`);
+the row marked "bearing" asks about whatever a fact could bear on, "floor alone" about everything related. The gold is
+that of synthetic conversations, whose bank is kept as the gold operations say; and of LongMemEval's knowledge updates,
+where a later turn replaces what an earlier one said, in a bank with the evidence of the questions before it. Real
+dialogue (--dialogue, a LoCoMo conversation whose every turn is
 added) has no gold, and shows how often a model is asked. No model is called: what is counted is what the rule decides
 and whether it could have been right, and whether the memory to change is among those that the Manager would be shown.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memr1_plugin.agents.belief import bears_on, certain
+from memr1_plugin.agents.belief import bears_on, certain, in_question
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.embedding import Embedder, as_embedder
 from memr1_plugin.evaluation.datasets import Conversation, load
@@ -42,7 +43,8 @@ class Rule:
 
     floor: float
     k: int
-    bearing: bool = True
+    by: str = "as served"
+    """Or "bearing": `belief.bears_on`, without the look of a change; or "floor alone": whatever is related."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Case:
     def shown(self, rule: Rule) -> list[MemoryItem]:
         """Return what the Manager would be shown."""
         near = [item for item in self.ranked if (item.score or 0.0) >= rule.floor][: rule.k]
-        return [item for item in near if bears_on(self.fact, item, Settings())] if rule.bearing else near
+        if rule.by == "as served":
+            return in_question(self.fact, near, Settings())
+        return [item for item in near if rule.by == "floor alone" or bears_on(self.fact, item, Settings())]
 
 
 def synthetic_cases(one: Synthetic, embedder: Embedder) -> Iterator[Case]:
@@ -134,7 +138,7 @@ def row_of(
     changes = [case for case in synthetic if case.targets]
     turns = [[case for case in turn if case.shown(rule)] for turn in updates]
     return {
-        "floor": f"{rule.floor}" if rule.bearing else f"{rule.floor}, floor alone",
+        "floor": f"{rule.floor}" if rule.by == "as served" else f"{rule.floor}, {rule.by}",
         "facts without a call": _share(_by(c, rule) is not None for c in synthetic),
         "ADDs by rule": _share(_by(c, rule) is ADD for c in adds),
         "ADDs lost": _share(_by(c, rule) is OperationKind.NOOP for c in adds),
@@ -181,7 +185,9 @@ def main() -> None:
     updates = list(update_cases(args.longmemeval, embedder, args.updates)) if args.longmemeval else []
     real = [c for c in load(args.dialogue) if c.id == args.id] if args.dialogue else []
     dialogue = [case for one in real for case in dialogue_cases(one, embedder)]
-    rules = [Rule(floor, args.related) for floor in FLOORS] + [Rule(Settings().related_floor, args.related, False)]
+    rules = [Rule(floor, args.related) for floor in FLOORS] + [
+        Rule(Settings().related_floor, args.related, by) for by in ("bearing", "floor alone")
+    ]
     rows = [row_of(rule, synthetic, updates, dialogue) for rule in rules]
     kinds = Counter(
         "small talk" if case.kind is OperationKind.NOOP and not case.targets else case.kind.value for case in synthetic

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import chain, islice
 
-from memr1_plugin.agents.belief import bears_on
+from memr1_plugin.agents.belief import in_question
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.bank.embedded import embed
 from memr1_plugin.bank.text_index import View, terms
@@ -126,11 +126,11 @@ class Retriever:
     def related(self, fact: Fact, scope: Scope) -> list[MemoryItem]:
         """Return the memories that the Manager is shown beside `fact`, best first; in serving and in training.
 
-        Those that it could not change are left out (`belief.bears_on`), unless `Settings.certain` is off.
+        Those that it could not change are left out (`belief.in_question`), unless `Settings.certain` is off.
         """
         settings = self._settings
         found = self.search(f"{fact.speaker}: {fact.text}", scope, settings.related, floor=settings.related_floor)
-        return [item for item in found if bears_on(fact, item, settings)] if settings.certain else found
+        return in_question(fact, found, settings) if settings.certain else found
 
     def _find(self, query: str, scope: Scope, depth: int) -> Candidates:
         """Search a scope as it is now."""

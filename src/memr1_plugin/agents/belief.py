@@ -1,9 +1,10 @@
 """What needs no model, and what of a model's decision is followed: both by what the memories themselves say.
 
-A small model is asked only where its answer could matter. An exact duplicate is a NOOP, and a fact that bears on no
-memory (`bears_on`) is an ADD: whatever else a model said of it would not be followed, or would be wrong. And what it
-does decide is believed as far as the memories bear it out: no fact is dropped, and no memory taken away, by a decision
-that nothing supports (`believed`). `benchmarks/certain.py` counts what these rules save and what they miss.
+A small model is asked only where its answer could matter. An exact duplicate is a NOOP; a fact that bears on no memory,
+or by the look of it changes none (`in_question`), is an ADD: whatever else a model said of it would not be followed, or
+would be wrong. And what it does decide is believed as far as the memories bear it out: no fact is dropped, and no
+memory taken away, by a decision that nothing supports (`believed`). `benchmarks/certain.py` counts what these rules
+save and what they miss.
 """
 
 from __future__ import annotations
@@ -78,18 +79,23 @@ def _same(fact: Fact, item: MemoryItem) -> bool:
     )
 
 
+def in_question(fact: Fact, related: Sequence[MemoryItem], settings: Settings) -> list[MemoryItem]:
+    """Return the memories that a model is asked about: those that the fact bears on, where any looks like a change.
+
+    None, and the fact is an ADD, where none does. All of them where one does: shown only that one, the Manager wrote
+    over it what another had said.
+    """
+    found = [item for item in related if bears_on(fact, item, settings)]
+    return found if any(_looks_like_a_change(fact, item) for item in found) else []
+
+
 def bears_on(fact: Fact, item: MemoryItem, settings: Settings) -> bool:
     """Return whether a fact could replace, end or repeat what a related memory says.
 
     It must be of the same speaker, and both must speak of whoever says them ("Great job!" and "You will love it" do
     not) or share a word besides. Where one of them is about something else, they must share a name, or nearly all. Text
-    that is not English needs a word in common. And together they must look like a change (`BEARING`), which is known of
-    English only.
+    that is not English needs a word in common.
     """
-    return _could_change(fact, item, settings) and _looks_like_a_change(fact, item)
-
-
-def _could_change(fact: Fact, item: MemoryItem, settings: Settings) -> bool:
     if not _one_voice(item.speaker, fact.speaker):
         return False
     shared = _shares_a_word(fact, item)
