@@ -54,6 +54,12 @@ class Mix:
     """Questions about plain statements, at most; 0: all."""
     abstaining: int = examples.UNANSWERABLE
     """For so many of these, one that nothing answers."""
+    longmemeval: int = 0
+    """Questions of LongMemEval, at most; 0: all."""
+    lists: sources.Amount | None = None
+    """Several things named in one breath."""
+    enumerated: int = 0
+    """Questions about them, at most; 0: all."""
 
 
 MIXES = {
@@ -81,9 +87,21 @@ MIXES = {
         320,
         abstaining=6,
     ),
+    "lists": Mix(
+        20400,
+        (sources.Amount(21300, 24),),
+        ((sources.Amount(20400, 5), 4),),
+        60,
+        sources.Amount(20400, 30),
+        70,
+        abstaining=6,
+        longmemeval=60,
+        lists=sources.Amount(20400, 40),
+        enumerated=320,
+    ),
 }
-"""What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, on talk
-that neither had, with more plain statements, of which the last stretch had cost what was known before."""
+"""What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
+more plain statements, of which that had cost what was known before; and one in which nothing named is left out."""
 
 
 def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
@@ -99,7 +117,7 @@ def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example],
             list(chain.from_iterable(chain(*told))), rng, invented=True, most=mix.questions
         ),
         "LongMemEval evidence (MIT) with chitchat-dataset turns": of_answers(
-            list(chain.from_iterable(real)), rng, invented=True
+            list(chain.from_iterable(real)), rng, invented=True, most=mix.longmemeval
         ),
         "plain statements to a bot": of_answers(
             list(chain.from_iterable(plain)),
@@ -109,6 +127,11 @@ def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example],
             unanswerable=mix.abstaining,
         ),
     }
+    if mix.lists:
+        named = sources.list_episodes(mix.lists, embedder, lines)
+        parts["several things named in one breath"] = of_answers(
+            list(chain.from_iterable(named)), rng, invented=True, most=mix.enumerated
+        )
     found = [example for made in parts.values() for example in made]
     rng.shuffle(found)
     return found, {name: f"{len(made):,} examples" for name, made in parts.items()}

@@ -17,7 +17,7 @@ from pathlib import Path
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.errors import DataError, MissingExtraError
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
-from memr1_plugin.training import chat_questions, statements, synthetic
+from memr1_plugin.training import chat_questions, enumerations, statements, synthetic
 from memr1_plugin.training.episodes import AnswerEpisode, answer_episodes, manager_episodes, manager_examples
 from memr1_plugin.training.sft import Example
 from memr1_plugin.training.synthetic import Gold
@@ -82,6 +82,12 @@ def synthetic_episodes(
 def statement_episodes(amount: Amount, embedder: Embedder) -> Iterator[list[AnswerEpisode]]:
     """Answer episodes about plain statements to a bot."""
     for conversation in statements.conversations(amount.seed, amount.conversations):
+        yield answer_episodes(conversation, embedder)
+
+
+def list_episodes(amount: Amount, embedder: Embedder, lines: Sequence[str]) -> Iterator[list[AnswerEpisode]]:
+    """Answer episodes about several things that were named in one breath (`enumerations`), among small talk."""
+    for conversation in enumerations.conversations(amount.seed, amount.conversations, lines):
         yield answer_episodes(conversation, embedder)
 
 

@@ -121,10 +121,10 @@ def _read(name: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith("# ")]
 
 
-@lru_cache(maxsize=1)
-def lexicon() -> dict[str, list[str]]:
+@lru_cache
+def lexicon(file: str = "lexicon") -> dict[str, list[str]]:
     """Slot name to its values."""
-    pairs = (line.split(": ", 1) for line in _read("lexicon"))
+    pairs = (line.split(": ", 1) for line in _read(file))
     return {name: [v.strip() for v in values.split(";") if v.strip()] for name, values in pairs}
 
 
@@ -140,11 +140,11 @@ def smalltalk() -> dict[str, list[str]]:
     return found
 
 
-@lru_cache(maxsize=1)
-def topics() -> tuple[Topic, ...]:
-    """All topics, in the order of the files."""
+@lru_cache
+def topics(*files: str) -> tuple[Topic, ...]:
+    """All topics of `files` (none: `FILES`), in their order."""
     found: list[Topic] = []
-    for file in FILES:
+    for file in files or FILES:
         for line in _read(file):
             if line.startswith("== "):
                 name, _, mark = line[3:].partition(" ")
