@@ -6,9 +6,9 @@ A fact that by the look of it changes no related memory is an ADD by rule, an ex
 the row marked "bearing" asks about whatever a fact could bear on, "floor alone" about everything related. The gold is
 that of synthetic conversations, whose bank is kept as the gold operations say; and of LongMemEval's knowledge updates,
 where a later turn replaces what an earlier one said, in a bank with the evidence of the questions before it. Real
-dialogue (--dialogue, a LoCoMo conversation whose every turn is
-added) has no gold, and shows how often a model is asked. No model is called: what is counted is what the rule decides
-and whether it could have been right, and whether the memory to change is among those that the Manager would be shown.
+dialogue (--dialogue, a LoCoMo conversation whose every turn is added) has no gold, and shows how often a model is
+asked. No model is called: what is counted is what the rule decides and whether it could have been right, and whether
+the memory to change is among those that the Manager would be shown.
 """
 
 from __future__ import annotations

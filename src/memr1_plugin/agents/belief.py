@@ -36,12 +36,14 @@ _CHANGE = re.compile(
 )
 """How people mark that something is otherwise than it was, or is said again."""
 BEARING = 0.95
-"""A model is asked from here on: relevance + 0.5 times the share of common words + `CHANGE` + `NUMBERS` + `ONESELF`.
+"""A model is asked from here on: relevance + `COMMON` x the share of common words + `CHANGE` + `NUMBERS` + `ONESELF`.
 
 The weights are those of a logistic regression, rounded: pairs of a fact and a memory from synthetic conversations,
 plain statements and half of LongMemEval's knowledge updates, against pairs from real small talk, in which nobody takes
 anything back. `benchmarks/certain.py` counts what it saves and what it misses.
 """
+COMMON = 0.5
+"""For all words (stems, stop words out) in both."""
 CHANGE = 0.2
 """For a word that marks a change, and again for one that says that something is over."""
 NUMBERS = 0.1
@@ -115,7 +117,8 @@ def _looks_like_a_change(fact: Fact, item: MemoryItem) -> bool:
     marks = CHANGE * (bool(_CHANGE.search(fact.text)) + bool(_OVER.search(fact.text)))
     marks += NUMBERS * all(re.search(r"\d", text) for text in (fact.text, item.text))
     marks += ONESELF * all(_ONESELF.search(text) for text in (fact.text, item.text))
-    return item.score + 0.5 * len(ours & theirs) / max(1, len(ours | theirs)) + marks >= BEARING
+    common = len(ours & theirs) / max(1, len(ours | theirs))
+    return item.score + COMMON * common + marks >= BEARING
 
 
 def believed(operation: Operation, related: Sequence[MemoryItem], settings: Settings) -> bool:

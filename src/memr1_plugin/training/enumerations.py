@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 
 from memr1_plugin.evaluation.datasets import Conversation, Question
+from memr1_plugin.training.statements import PEOPLE
 from memr1_plugin.training.synthetic import PAST, PRONOUNS, Person, names
 from memr1_plugin.training.topics import fill, lexicon, smalltalk, topics
 from memr1_plugin.types import Scope, Turn
@@ -68,11 +69,8 @@ def _values(who: Person, other: Person, rng: random.Random) -> dict[str, str]:
     for slot, options in words().items():
         picked = rng.sample(options, min(3, len(options)))
         values |= {slot + number: word for number, word in zip(("", "2", "3"), picked, strict=False)}
-    values["name3"], values["name4"] = rng.sample(_NAMES, 2)
+    values["name3"], values["name4"] = rng.sample(PEOPLE.split(","), 2)
     return {**values, "S": who.name, "O": other.name, **PRONOUNS[who.sex], "past": rng.choice(PAST)}
-
-
-_NAMES = ("Rosa", "Tom", "Mia", "Paul", "Ines", "Carl", "Nora", "Hugo", "Lena", "Omar", "Ruth", "Ivan")
 
 
 @lru_cache(maxsize=1)

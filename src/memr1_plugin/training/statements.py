@@ -38,7 +38,7 @@ class Attribute:
 
 _CITIES = "Lisbon,Berlin,Porto,Oslo,Madrid,Leeds,Denver,Austin,Kyoto,Lyon,Ghent,Turin,Boston,Cork,Perth,Quito"
 _NAMES = "Rex,Luna,Milo,Bella,Otto,Nala,Coco,Simba,Daisy,Bruno,Kiwi,Pepper"
-_PEOPLE = "Rosa,Tom,Mia,Paul,Ines,Carl,Nora,Hugo,Lena,Omar,Ruth,Ivan"
+PEOPLE = "Rosa,Tom,Mia,Paul,Ines,Carl,Nora,Hugo,Lena,Omar,Ruth,Ivan"
 _JOBS = "nurse,teacher,chef,plumber,lawyer,baker,pilot,dentist,carpenter,librarian,translator,florist"
 
 ATTRIBUTES = (
@@ -89,12 +89,12 @@ ATTRIBUTES = (
         ("What is {my} cat called?", "What is the name of {my} cat?"),
     ),
     Attribute(
-        _PEOPLE,
+        PEOPLE,
         ("My sister {v} is a doctor.", "My sister is called {v}.", "{v} is my sister."),
         asks=("What is {my} sister called?", "What is {my} sister's name?", "Who is {my} sister?"),
     ),
     Attribute(
-        _PEOPLE,
+        PEOPLE,
         ("My brother {v} lives abroad.", "My brother is called {v}.", "My brother {v} is a farmer."),
         asks=("What is {my} brother called?", "Who is {my} brother?"),
     ),
@@ -187,7 +187,7 @@ ATTRIBUTES = (
         asks=("Where does {my} son live?", "Which city does {my} son live in?"),
     ),
     Attribute(
-        _PEOPLE,
+        PEOPLE,
         ("My best friend is {v}.", "{v} has been my best friend since school."),
         asks=("Who is {my} best friend?", "What is {my} best friend called?"),
     ),
@@ -222,7 +222,7 @@ ATTRIBUTES = (
         ("Where {do} {I} work?", "Which company {do} {I} work for?", "Who is {my} employer?"),
     ),
 )
-_SPEAKERS = ("user", "user", *_PEOPLE.split(","), "Ana", "Ben", "Kim", "Sam")
+_SPEAKERS = ("user", "user", *PEOPLE.split(","), "Ana", "Ben", "Kim", "Sam")
 
 
 def examples(seed: int, count: int) -> Iterator[Example]:
