@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra train")
 pytest.importorskip("chitchat_dataset", reason="needs the package chitchat-dataset")
 
-from memr1_plugin.training import chat_questions
+from memr1_plugin.training import chat_questions, cloze, replies
 from memr1_plugin.training.synthetic import Person
 
 ANA, BEN = Person("Ana", "f"), Person("Ben", "m")
@@ -43,7 +43,7 @@ ANA, BEN = Person("Ana", "f"), Person("Ben", "m")
 )
 def test_a_statement_becomes_a_question_that_it_answers(said: str, question: str, answer: str) -> None:
     """The words of the answer are the speaker's; only pronouns are turned."""
-    assert (question, answer) in {(a.question, a.answer) for a in chat_questions.asked_of(said, ANA)}
+    assert (question, answer) in {(a.question, a.answer) for a in cloze.asked_of(said, ANA)}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_statement_becomes_a_question_that_it_answers(said: str, question: str
 )
 def test_a_statement_that_says_nothing_by_itself_is_left_alone(said: str) -> None:
     """An answer that points elsewhere, begins in the middle or is an auxiliary's is no answer."""
-    assert chat_questions.asked_of(said, BEN) == []
+    assert cloze.asked_of(said, BEN) == []
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # the package's file
@@ -78,3 +78,57 @@ def test_conversations_are_real_words_with_evidence_for_every_question() -> None
             w for w in question.answer.lower().replace(",", "").split() if w not in ("his", "her", "himself", "herself")
         ]
         assert all(word.strip("'\".") in said for word in words), question
+
+
+@pytest.mark.parametrize(
+    ("before", "reply", "question", "answer"),
+    [
+        (
+            "Cool! What instrument do you play?",
+            "Flute. I sat down for hours.",
+            "What instrument does Ana play?",
+            "Flute",
+        ),
+        ("So what's your favorite song?", "It's probably Angel.", "What is Ana's favorite song?", "Angel"),
+        ("Where did you go on your mission?", "I went to Hawaii!", "Where did Ana go on her mission?", "Hawaii"),
+        (
+            "What sports do you like?",
+            "Um I like golf, art, climbing.",
+            "What sports does Ana like?",
+            "golf, art, climbing",
+        ),
+        ("How long have you been dancing?", "for about 12 years", "How long has Ana been dancing?", "12 years"),
+        ("Why did you pick law?", "because my dad did.", "Why did Ana pick law?", "her dad did"),
+    ],
+)
+def test_a_question_and_its_reply_become_one_about_the_speaker(
+    before: str, reply: str, question: str, answer: str
+) -> None:
+    """The question is a person's own, in the third person; the answer is cut from the reply."""
+    assert [(a.question, a.answer) for a in replies.asked_in(before, reply, ANA)] == [(question, answer)]
+
+
+@pytest.mark.parametrize(
+    ("before", "reply"),
+    [
+        ("How are you?", "Tired."),
+        ("I like rain. What about you?", "Snow."),
+        ("What do you think of it?", "A masterpiece."),  # rests on what was said before
+        ("What is your favorite song?", "That's a good question!"),
+        ("What is your favorite song?", "Awesome man"),
+        ("What classes are you taking?", "I use a spotted pen."),  # says something else
+        ("What is your favorite song?", "What is yours?"),
+    ],
+)
+def test_a_reply_that_no_rule_understands_is_left_alone(before: str, reply: str) -> None:
+    """Greetings, reactions and replies about something else teach nothing."""
+    assert replies.asked_in(before, reply, ANA) == []
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # the package's file
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_what_people_asked_each_other_comes_first() -> None:
+    """With few questions a conversation, those that were asked and replied to are the ones that are kept."""
+    made = list(chat_questions.conversations(12, 4, most=3, replied=True))
+    assert all("_replied_" in c.questions[0].id for c in made if c.questions)
+    assert sum("_replied_" in q.id for c in made for q in c.questions) >= 8

@@ -60,6 +60,8 @@ class Mix:
     """Several things named in one breath."""
     enumerated: int = 0
     """Questions about them, at most; 0: all."""
+    asked: sources.Amount | None = None
+    """Real small talk in which people ask each other and reply."""
 
 
 MIXES = {
@@ -99,15 +101,30 @@ MIXES = {
         lists=sources.Amount(20400, 40),
         enumerated=320,
     ),
+    "replies": Mix(
+        24400,
+        (),
+        ((sources.Amount(24400, 8), 4),),
+        120,
+        sources.Amount(24400, 50),
+        130,
+        abstaining=6,
+        longmemeval=70,
+        lists=sources.Amount(24400, 12),
+        enumerated=70,
+        asked=sources.Amount(25300, 165),
+    ),
 }
 """What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
-more plain statements, of which that had cost what was known before; and one in which nothing named is left out."""
+more plain statements, of which that had cost what was known before; one in which nothing named is left out; and one of
+questions that people asked each other, beside what each memory is a reply to."""
 
 
 def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
     """The examples, mixed, and what they are."""
     lines, rng = sources.chatter(), random.Random(mix.seed)
-    chats = (sources.chat_episodes(amount, embedder) for amount in mix.chats)
+    chats = [sources.chat_episodes(amount, embedder) for amount in mix.chats]
+    chats += [sources.chat_episodes(mix.asked, embedder, most=6, replied=True)] if mix.asked else []
     told = (sources.synthetic_episodes(amount, embedder, lines, talking=topics) for amount, topics in mix.synthetic)
     real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=mix.seed)
     plain = sources.statement_episodes(mix.plain, embedder)

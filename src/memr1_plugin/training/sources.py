@@ -91,10 +91,12 @@ def list_episodes(amount: Amount, embedder: Embedder, lines: Sequence[str]) -> I
         yield answer_episodes(conversation, embedder)
 
 
-def chat_episodes(amount: Amount, embedder: Embedder) -> Iterator[list[AnswerEpisode]]:
+def chat_episodes(
+    amount: Amount, embedder: Embedder, *, most: int = 40, replied: bool = False
+) -> Iterator[list[AnswerEpisode]]:
     """Answer episodes about what real people said (`chat_questions`): their own words, and their own distractors."""
     rng = random.Random(amount.seed)
-    for conversation in chat_questions.conversations(amount.seed, amount.conversations):
+    for conversation in chat_questions.conversations(amount.seed, amount.conversations, most=most, replied=replied):
         told = as_user(conversation) if rng.random() < 0.15 else conversation
         if told.questions:
             yield answer_episodes(told, embedder)
