@@ -117,7 +117,7 @@ MIXES = {
 }
 """What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
 more plain statements, of which that had cost what was known before; one in which nothing named is left out; and one of
-questions that people asked each other, beside what each memory is a reply to."""
+questions that people asked each other, which did harm (training/LOG.md)."""
 
 
 def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:

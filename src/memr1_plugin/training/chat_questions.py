@@ -24,8 +24,10 @@ from memr1_plugin.types import Scope, Turn
 
 SESSIONS = (2, 4)
 """Real dialogues that are told as one person's sessions with another."""
-LENGTH = (6, 44)
-"""Messages of a dialogue that is used: shorter ones say little, longer ones are told in pieces."""
+LENGTH = (14, 44)
+"""Messages of a dialogue that is used: shorter ones say little, longer ones are games."""
+SHORTEST = 6
+"""Messages of a dialogue in which somebody was asked something; of long ones pieces are told."""
 _SYNONYMS = {
     "love": ("enjoy", "like"), "like": ("enjoy", "love"), "enjoy": ("like", "love"), "buy": ("get", "purchase"),
     "hate": ("dislike",), "want": ("wish for",), "own": ("have",), "see": ("watch",), "make": ("create",),
@@ -37,11 +39,12 @@ def conversations(seed: int, count: int, *, most: int = 40, replied: bool = Fals
     """Yield `count` conversations of several real dialogues, told by two people with invented names over months.
 
     Args:
-        most: questions of one conversation at most: first those that people asked each other, which are rare.
-        replied: only dialogues in which somebody was asked something, and replied to it.
+        most: questions of one conversation at most; the rest is left out at random.
+        replied: take dialogues in which somebody was asked something and replied, and ask that first. Of a mix with
+            four in ten such questions an agent learned to answer with a memory's first words (training/LOG.md).
     """
     rng = random.Random(seed)
-    dialogues = [d for d in _dialogues() if not replied or _replied(d)]
+    dialogues = [p for d in _dialogues() for p in _pieces(d)] if replied else _dialogues(LENGTH)
     rng.shuffle(dialogues)
     people = names(seed, 2 * count)
     for n in range(count):
@@ -50,11 +53,11 @@ def conversations(seed: int, count: int, *, most: int = 40, replied: bool = Fals
         first, second = next(people), next(people)
         if first.name == second.name:
             continue
-        yield _conversation(f"chat-{seed}-{n}", (first, second), chosen, rng, most)
+        yield _conversation(f"chat-{seed}-{n}", (first, second), chosen, rng, most, replied)
 
 
-def _dialogues() -> list[list[tuple[str, str]]]:
-    """All real dialogues of a fitting length, as (sender, text) in order."""
+def _dialogues(length: tuple[int, int] = (SHORTEST, 10_000)) -> list[list[tuple[str, str]]]:
+    """All real dialogues of so many messages, as (sender, text) in order."""
     try:
         from chitchat_dataset import Dataset
     except ImportError as error:
@@ -62,15 +65,22 @@ def _dialogues() -> list[list[tuple[str, str]]]:
     found = []
     for dialogue in Dataset().values():
         said = [(m[0]["sender"], _joined([part["text"] for part in m])) for m in dialogue["messages"]]
-        kept = [(sender, text) for sender, text in said if 0 < len(text.split()) <= 90 and "http" not in text]
-        pieces = (kept[start : start + LENGTH[1]] for start in range(0, len(kept), LENGTH[1]))
-        found += [p for p in pieces if len(p) >= LENGTH[0] and len({sender for sender, _ in p}) == 2]
+        if length[0] <= len(said) <= length[1] and len({sender for sender, _ in said}) == 2:
+            found.append(
+                [(sender, text) for sender, text in said if 0 < len(text.split()) <= 90 and "http" not in text]
+            )
     return found
 
 
-def _replied(dialogue: Sequence[tuple[str, str]]) -> bool:
+def _pieces(dialogue: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Cut a dialogue into pieces of usual length; those in which somebody was asked something and replied."""
     anyone = Person("Anyone", "f")
-    return any(asked_in(before, text, anyone) for (_, before), (_, text) in pairwise(dialogue))
+    for start in range(0, len(dialogue), LENGTH[1]):
+        piece = dialogue[start : start + LENGTH[1]]
+        if len({sender for sender, _ in piece}) == 2 and any(
+            asked_in(before, text, anyone) for (_, before), (_, text) in pairwise(piece)
+        ):
+            yield piece
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -85,6 +95,7 @@ def _conversation(
     dialogues: Sequence[Sequence[tuple[str, str]]],
     rng: random.Random,
     most: int,
+    replies: bool,
 ) -> Conversation:
     at = datetime(rng.randint(2019, 2025), rng.randint(1, 12), rng.randint(1, 28), 9, tzinfo=timezone.utc)
     turns: list[Turn] = []
@@ -100,14 +111,15 @@ def _conversation(
             turn = Turn(text, who.name, Scope(user=name), at + timedelta(minutes=len(turns)), f"t{len(turns)}",
                         session=str(session))  # fmt: skip
             turns.append(turn)
-            replied += [(one, turn.id) for one in asked_in(before, text, who)]
+            replied += [(one, turn.id) for one in asked_in(before, text, who) if replies]
             stated += [(one, turn.id) for sentence in sentences(text) for one in asked_of(sentence, who)]
             before = text
     asked_at = at + timedelta(days=rng.randint(1, 20))
-    questions: list[Question] = []
-    for part, asked in (("replied", replied), ("stated", stated)):
-        made = _questions(asked, f"{name}_{part}", asked_at, rng)
-        questions += rng.sample(made, len(made))
+    first = _questions(replied, f"{name}_replied", asked_at, rng)
+    rest = _questions(stated, name, asked_at, rng)
+    rng.shuffle(first)
+    rng.shuffle(rest)
+    questions = first + rest
     return Conversation(name, tuple(p.name for p in people), tuple(turns), tuple(questions[:most]))
 
 
