@@ -122,6 +122,35 @@ def test_a_turn_is_durable_when_its_model_fails_and_is_managed_later(tmp_path: P
         assert item.turn_ids == ("m1",) and memory.bank.pending() == []
 
 
+class Batches:
+    """A LangChain-shaped embedding model that writes down what it is asked for at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        self.asked.append(texts)
+        return HashEmbedder(32).embed(texts).tolist()  # type: ignore[no-any-return]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_the_texts_of_a_turn_are_embedded_in_one_batch(tmp_path: Path) -> None:
+    """As a query, as a memory, and behind the turn before it: three calls of a model for one turn were one too slow."""
+    model = Batches()
+    with Memory.open(tmp_path / "m.db", embedder=model, engine=ScriptedModel.heuristic()) as memory:
+        memory.observe(Turn("I moved to Berlin in May.", "Ana", ANA))
+        del model.asked[:]
+        memory.observe(Turn("My sister Rosa is a nurse.", "Ana", ANA))
+    [texts] = model.asked
+    assert texts == [
+        ": My sister Rosa is a nurse.",
+        "Ana: My sister Rosa is a nurse.",
+        "Ana: I moved to Berlin in May. Ana: My sister Rosa is a nurse.",
+    ]
+
+
 def test_in_background_mode_observe_returns_at_once_and_flush_waits(tmp_path: Path) -> None:
     """The turn is in the journal before observe returns, and in the bank after flush."""
     hold = threading.Event()

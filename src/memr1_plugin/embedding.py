@@ -58,7 +58,10 @@ def unit(vectors: Any, n: int, what: str) -> Vectors:
 
 
 class Recent:
-    """The vectors of recent texts. Thread-safe; a text is computed once unless two threads want it at once."""
+    """The vectors of recent texts. Thread-safe; a text is computed once unless two threads want it at once.
+
+    An embedder that has one calls it ``recent``: it may then be given, in one batch, what it will be asked for.
+    """
 
     def __init__(self, size: int = _KEPT_TEXTS) -> None:
         self._size = size
@@ -106,7 +109,7 @@ class SentenceTransformerEmbedder:
         """
         self._name = model
         self._device, self._batch_size, self._trust = device, batch_size, trust_remote_code
-        self._recent = Recent()
+        self.recent = Recent()
         self._lock = threading.Lock()
         self._loaded: Any = None
         self._dim = 0
@@ -136,7 +139,7 @@ class SentenceTransformerEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), dim) float32 unit vectors."""
-        return self._recent.embed(texts, self._compute, self.dim)
+        return self.recent.embed(texts, self._compute, self.dim)
 
     def _compute(self, texts: list[str]) -> Vectors:
         with self._lock:
@@ -188,7 +191,7 @@ class _FrameworkEmbedder:
     def __init__(self, model: Any, compute: Callable[[list[str]], Any]) -> None:
         self._id = _name_of(model)
         self._call = compute
-        self._recent = Recent()
+        self.recent = Recent()
         self._lock = threading.Lock()
         self._dim = 0
 
@@ -207,7 +210,7 @@ class _FrameworkEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), dim) float32 unit vectors."""
-        return self._recent.embed(texts, self._compute, self._dim)
+        return self.recent.embed(texts, self._compute, self._dim)
 
     def _compute(self, texts: list[str]) -> Vectors:
         return unit(self._call(texts), len(texts), self._id)

@@ -228,6 +228,7 @@ class Memory:
             self.meter.caught([rules])
             return []
         with self.meter.stage("retrieve"):
+            self.retriever.look_ahead(facts)
             related = [self.retriever.related(fact, turn.scope) for fact in facts]
         with self.meter.stage("manage"):
             decision = self.manager.decide(facts, related)

@@ -32,7 +32,7 @@ class MiniLMEmbedder:
     def __init__(self, *, batch_size: int = 32) -> None:
         """Nothing is loaded yet; `batch_size` texts are computed together."""
         self._batch_size = batch_size
-        self._recent = Recent()
+        self.recent = Recent()
         self._lock = threading.Lock()
         self._loaded: tuple[Any, Any] | None = None
 
@@ -48,7 +48,7 @@ class MiniLMEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), 384) float32 unit vectors."""
-        return self._recent.embed(texts, self._compute, DIM)
+        return self.recent.embed(texts, self._compute, DIM)
 
     def _compute(self, texts: list[str]) -> Vectors:
         """Compute in batches of similar length: padding is computed too."""

@@ -16,9 +16,9 @@ from itertools import chain, islice
 
 from memr1_plugin.agents.belief import in_question
 from memr1_plugin.bank.bank import Bank
-from memr1_plugin.bank.embedded import embed
+from memr1_plugin.bank.embedded import Embedded, embed
 from memr1_plugin.bank.text_index import View, terms
-from memr1_plugin.embedding import Embedder, Vectors
+from memr1_plugin.embedding import Embedder, Recent, Vectors
 from memr1_plugin.errors import InputError
 from memr1_plugin.ranking import (
     Candidates,
@@ -123,13 +123,23 @@ class Retriever:
                 return chosen
             depth *= 4  # the quota or the speaker ate the candidates
 
+    def look_ahead(self, facts: Sequence[Fact]) -> None:
+        """Embed in one batch what managing `facts` will ask for: each as a query, and as the memory it may become.
+
+        Three short texts in a batch take half of the time of three alone. Nothing is done for an embedder that keeps no
+        vectors, and a query that turns out to name somebody else is embedded when it does.
+        """
+        if facts and isinstance(getattr(self._embedder, "recent", None), Recent):
+            queries = [without_names(_as_query(fact), frozenset({fact.speaker})) for fact in facts]
+            embed(self._embedder, [*queries, *(text for fact in facts for text in Embedded.texts_of(fact))])
+
     def related(self, fact: Fact, scope: Scope) -> list[MemoryItem]:
         """Return the memories that the Manager is shown beside `fact`, best first; in serving and in training.
 
         Those that it could not change are left out (`belief.in_question`), unless `Settings.certain` is off.
         """
         settings = self._settings
-        found = self.search(f"{fact.speaker}: {fact.text}", scope, settings.related, floor=settings.related_floor)
+        found = self.search(_as_query(fact), scope, settings.related, floor=settings.related_floor)
         return in_question(fact, found, settings) if settings.certain else found
 
     def _find(self, query: str, scope: Scope, depth: int) -> Candidates:
@@ -192,6 +202,10 @@ class Retriever:
             while len(self._cache) > CACHED_QUERIES:
                 self._cache.popitem(last=False)
         return vector
+
+
+def _as_query(fact: Fact) -> str:
+    return f"{fact.speaker}: {fact.text}"
 
 
 def _shown(item: MemoryItem | None) -> tuple[str, str, str] | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import MemoryR1Error, ModelError
-from memr1_plugin.types import MemoryItem
+from memr1_plugin.types import Fact, MemoryItem
 
 BATCH = 256
 
@@ -36,8 +36,8 @@ class Embedded:
         self._vectors: dict[str, Vectors] = {}
 
     @staticmethod
-    def texts_of(item: MemoryItem) -> list[str]:
-        """Return the texts of an item's views: itself, and behind the turn before it if there was one."""
+    def texts_of(item: MemoryItem | Fact) -> list[str]:
+        """Return the texts of an item's views, or a fact's: itself, and behind the turn before it if there was one."""
         own = f"{item.speaker}: {item.text}"
         return [own, f"{item.context} {own}"] if item.context else [own]
 
