@@ -6,16 +6,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memr1_plugin.agents import models
 from memr1_plugin.embedding import Embedder, SentenceTransformerEmbedder, as_embedder
 from memr1_plugin.errors import InputError, ModelError, WeightsNotFoundError
-from memr1_plugin.minilm import MiniLMEmbedder
+from memr1_plugin.minilm import PASS_CHARS, MiniLMEmbedder, batches
 from memr1_plugin.testing import HashEmbedder
 
 
@@ -178,3 +181,20 @@ def test_vectors_that_are_none_are_an_error_and_not_stored(rows: Any) -> None:
 
     with pytest.raises(ModelError, match="gave"):
         as_embedder(Broken()).embed(["one text"])
+
+
+@given(st.lists(st.integers(0, 900), max_size=60), st.integers(1, 9))
+def test_batches_hold_every_text_once_and_little_padding(lengths: list[int], most: int) -> None:
+    """No batch is larger than it may be, and no text is padded for by more than a pass over the weights costs."""
+    found = batches(lengths, most)
+    assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
+    for batch in found:
+        sizes = [lengths[place] for place in batch]
+        assert len(batch) <= most and sizes == sorted(sizes)
+        assert all(n * (b - a) <= PASS_CHARS for n, (a, b) in enumerate(pairwise(sizes), 1))
+
+
+def test_short_texts_wait_for_no_long_one() -> None:
+    """A sentence as a query and as a memory are one batch; behind a long turn before it, it is another."""
+    assert batches([30, 35, 230], 32) == [[0, 1], [2]]
+    assert batches([30, 35, 80], 32) == [[0, 1, 2]]
