@@ -36,8 +36,8 @@ _TURNED = (
     (r"\b(would|will|can|could|should) you\b", r"\1 {N}"),
 )
 _ADVERBS = (
-    r"(?:(?:really|also|just|actually|always|usually|still|mostly|definitely|probably|currently|mainly|guess|think|kinda|"
-    r"kind of|been|be|going to|gonna|like to|love to|want to|have to say) )*"
+    r"(?:(?:really|also|just|actually|always|usually|still|mostly|definitely|probably|currently|mainly|guess|think|"
+    r"kinda|kind of|been|be|going to|gonna|like to|love to|want to|have to say) )*"
 )
 _HEAD = re.compile(
     rf"(?:i|we)(?:'m|'ve|'d|'ll| am| was| have| would| will)? {_ADVERBS}(?P<verb>[a-z']+) (?P<rest>.+)", re.IGNORECASE
@@ -53,15 +53,15 @@ _FILLER = re.compile(r"^(?:(?:probably|definitely|honestly|just|mostly|maybe|um+
 _LIKING = frozenset(["lov", "lik", "enjoy", "prefer", "ador", "into"])
 _LIKED = _LIKING | {"favorit", "favourit"}
 _SAYS_NOTHING = re.compile(
-    r"\b(?:i|we|you|that|this|there|know|think|say|said|yes|no|nope|sure|sorry|thanks|thank|hello|hi|hey|idk|nothing|not|"
-    r"maybe|depends?|(?:ha)+h?|lol|true|dang|uh+|um+|hm+|ooh|meh|brb|xd|rip|man|dude|questions?|hard|difficult|wow|yay|gosh|goodness|what|same|"
-    r"right|too|changed|kidding|joking|(?:going|doing) (?:well|good|great))\b",
+    r"\b(?:i|we|you|that|this|there|know|think|say|said|yes|no|nope|sure|sorry|thanks|thank|hello|hi|hey|idk|nothing|"
+    r"not|maybe|depends?|(?:ha)+h?|lol|true|dang|uh+|um+|hm+|ooh|meh|brb|xd|rip|man|dude|questions?|hard|difficult|wow|"
+    r"yay|gosh|goodness|what|same|right|too|changed|kidding|joking|(?:going|doing) (?:well|good|great))\b",
     re.IGNORECASE,
 )
 _REACTION = re.compile(
     r"(?:(?:so|really|very|pretty|super|quite|kind of|an?|the|just) )*(?:fun(?:ny)?|dope|awesome|cool|great|good|nice|"
-    r"okay|ok|fine|exhausting|real|boring|interesting|crazy|weird|hard|amazing|tough|exciting|sad|sweet|perfect|best|neat|rad|legit|hilarious|"
-    r"beautiful|cute|lovely|wonderful|fantastic|bad|terrible|rough)(?: \w+)?",
+    r"okay|ok|fine|exhausting|real|boring|interesting|crazy|weird|hard|amazing|tough|exciting|sad|sweet|perfect|"
+    r"best|neat|rad|legit|hilarious|beautiful|cute|lovely|wonderful|fantastic|bad|terrible|rough)(?: \w+)?",
     re.IGNORECASE,
 )
 """What people say about what was just said; it answers no question but by chance."""
