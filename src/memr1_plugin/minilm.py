@@ -21,8 +21,6 @@ NAME = "all-MiniLM-L6-v2"
 DIM = 384
 MAX_TOKENS = 256
 """A longer text is cut, as the model's own configuration says."""
-
-
 PASS_CHARS = 160
 """Reading the weights once costs a CPU what so many characters (40 tokens) cost: 8 ms of 0.2 ms a token."""
 

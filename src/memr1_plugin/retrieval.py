@@ -124,10 +124,10 @@ class Retriever:
             depth *= 4  # the quota or the speaker ate the candidates
 
     def look_ahead(self, facts: Sequence[Fact]) -> None:
-        """Embed in one batch what managing `facts` will ask for: each as a query, and as the memory it may become.
+        """Embed in one go what managing `facts` will ask for: each as a query, and as the memory it may become.
 
-        Three short texts in a batch take half of the time of three alone. Nothing is done for an embedder that keeps no
-        vectors, and a query that turns out to name somebody else is embedded when it does.
+        Short texts in one batch cost one reading of the weights. Nothing is done for an embedder that keeps no vectors
+        (`Recent`), and a query that turns out to name somebody else is embedded when it does.
         """
         if facts and isinstance(getattr(self._embedder, "recent", None), Recent):
             queries = [without_names(_as_query(fact), frozenset({fact.speaker})) for fact in facts]

@@ -7,6 +7,7 @@ which `synthetic` cannot give. The questions are made of statements (`cloze`) an
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -44,7 +45,7 @@ def conversations(seed: int, count: int, *, most: int = 40, replied: bool = Fals
             four in ten such questions an agent learned to answer with a memory's first words (training/LOG.md).
     """
     rng = random.Random(seed)
-    dialogues = [p for d in _dialogues() for p in _pieces(d)] if replied else _dialogues(LENGTH)
+    dialogues = [p for d in _dialogues(SHORTEST) for p in _pieces(d)] if replied else _dialogues(*LENGTH)
     rng.shuffle(dialogues)
     people = names(seed, 2 * count)
     for n in range(count):
@@ -56,7 +57,7 @@ def conversations(seed: int, count: int, *, most: int = 40, replied: bool = Fals
         yield _conversation(f"chat-{seed}-{n}", (first, second), chosen, rng, most, replied)
 
 
-def _dialogues(length: tuple[int, int] = (SHORTEST, 10_000)) -> list[list[tuple[str, str]]]:
+def _dialogues(shortest: int, longest: float = math.inf) -> list[list[tuple[str, str]]]:
     """All real dialogues of so many messages, as (sender, text) in order."""
     try:
         from chitchat_dataset import Dataset
@@ -65,7 +66,7 @@ def _dialogues(length: tuple[int, int] = (SHORTEST, 10_000)) -> list[list[tuple[
     found = []
     for dialogue in Dataset().values():
         said = [(m[0]["sender"], _joined([part["text"] for part in m])) for m in dialogue["messages"]]
-        if length[0] <= len(said) <= length[1] and len({sender for sender, _ in said}) == 2:
+        if shortest <= len(said) <= longest and len({sender for sender, _ in said}) == 2:
             found.append(
                 [(sender, text) for sender, text in said if 0 < len(text.split()) <= 90 and "http" not in text]
             )
@@ -111,7 +112,8 @@ def _conversation(
             turn = Turn(text, who.name, Scope(user=name), at + timedelta(minutes=len(turns)), f"t{len(turns)}",
                         session=str(session))  # fmt: skip
             turns.append(turn)
-            replied += [(one, turn.id) for one in asked_in(before, text, who) if replies]
+            if replies:
+                replied += [(one, turn.id) for one in asked_in(before, text, who)]
             stated += [(one, turn.id) for sentence in sentences(text) for one in asked_of(sentence, who)]
             before = text
     asked_at = at + timedelta(days=rng.randint(1, 20))
@@ -119,8 +121,7 @@ def _conversation(
     rest = _questions(stated, name, asked_at, rng)
     rng.shuffle(first)
     rng.shuffle(rest)
-    questions = first + rest
-    return Conversation(name, tuple(p.name for p in people), tuple(turns), tuple(questions[:most]))
+    return Conversation(name, tuple(p.name for p in people), tuple(turns), tuple([*first, *rest][:most]))
 
 
 def _questions(asked: Sequence[tuple[Asked, str]], name: str, asked_at: datetime, rng: random.Random) -> list[Question]:

@@ -251,11 +251,14 @@ def _number(text: str) -> Iterator[Asked]:
 def _why(text: str) -> Iterator[Asked]:
     match = re.match(rf"i {_ADVERBS}({'|'.join([*_PRESENT, *TOLD])}) ([^,.]+?) (?:be)?cause (.+)", text, re.IGNORECASE)
     if match:
-        reason = re.sub(r"\bI'm\b|\bI am\b", "{he} is", re.sub(r"[.!,;].*$", "", match[3]), flags=re.IGNORECASE)
-        reason = re.sub(r"\bi\b", "{he}", reason, flags=re.IGNORECASE)
+        reason = _he_for_i(re.sub(r"[.!,;].*$", "", match[3]))
         verb = match[1].lower()
         asks = f"did {{N}} {TOLD[verb]}" if verb in TOLD and verb not in _PRESENT else f"does {{N}} {verb}"
         yield Asked(f"Why {asks} {match[2]}?", reason, f"why {verb} {match[2]}")
+
+
+def _he_for_i(text: str) -> str:
+    return re.sub(r"\bi\b", "{he}", re.sub(r"\bi'm\b|\bi am\b", "{he} is", text, flags=re.I), flags=re.I)
 
 
 def _purpose(text: str) -> Iterator[Asked]:
@@ -307,8 +310,7 @@ def _feeling(text: str) -> Iterator[Asked]:
         yield Asked(f"How does {{N}} feel about {thing}?", match[1].lower(), f"feels about {thing}")
         yield Asked(f"What is {{N}} {match[1].lower()} {match[2].lower()}?", thing, f"{match[1].lower()}")
     if match := re.match(rf"{how} (?:that|because|to) ([^,.!?]+)$", _no_end(text), re.IGNORECASE):
-        reason = re.sub(r"\bi'm\b|\bi am\b", "{he} is", match[2], flags=re.IGNORECASE)
-        yield Asked(f"Why is {{N}} {match[1].lower()}?", re.sub(r"\bi\b", "{he}", reason, flags=re.I), "why feels")
+        yield Asked(f"Why is {{N}} {match[1].lower()}?", _he_for_i(match[2]), "why feels")
 
 
 def _opinion(text: str) -> Iterator[Asked]:

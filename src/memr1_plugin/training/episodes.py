@@ -19,6 +19,7 @@ from memr1_plugin.agents.belief import certain
 from memr1_plugin.agents.engine import Prompt
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.bank.bank import Bank
+from memr1_plugin.bank.embedded import Embedded
 from memr1_plugin.embedding import Embedder, Vectors
 from memr1_plugin.errors import DataError, InputError
 from memr1_plugin.evaluation.datasets import Conversation
@@ -172,8 +173,7 @@ def prepared(conversation: Conversation, embedder: Embedder, extractor: Extracto
     texts = [question.text for question in conversation.questions]
     for turn in conversation.turns:
         for fact in extract(turn, before.get(turn.session)):
-            own = f"{fact.speaker}: {fact.text}"
-            texts += [own, f"{fact.context} {own}"] if fact.context else [own]
+            texts += Embedded.texts_of(fact)
         before[turn.session] = turn
     cached.embed(sorted(texts, key=len))
     return cached

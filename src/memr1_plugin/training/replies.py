@@ -125,11 +125,11 @@ def asked_in(before: str, reply: str, person: Person) -> list[Asked]:
 def _cut(question: str, sentence: str) -> str | None:
     """Cut the answer to `question` from one sentence of the reply; None where no rule sees it."""
     text = re.sub(r"\bi ?m\b", "I'm", re.sub(r"\s*[:;]-?[)(DP]+", "", sentence), flags=re.IGNORECASE)
-    text = _FILLER.sub("", LEAD.sub("", text.strip()))
-    text = text.rstrip(" .!")
+    text = _FILLER.sub("", LEAD.sub("", text.strip())).rstrip(" .!")
     asks = question.lower()
     if asks.startswith("why"):
         match = re.search(r"\b(?:because|cause|so that|in order)\b,? ([^,.;!]+)", text, re.IGNORECASE)
+        # Any other "I" stays, and `told` refuses it: the verb behind it would not agree ("she like to argue").
         return re.sub(r"\bi(?:'m| am)\b", "{he} is", match[1], flags=re.IGNORECASE) if match else None
     if asks.startswith("how") and (amount := _AMOUNT.search(text)):
         return amount[0]
