@@ -11,7 +11,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ROLES = ("manager", "answer")
+ROLES = ("manager", "answer", "question")
 """Folders that ship; others beside them ("answer-sft") are what training goes on from."""
 
 

@@ -94,8 +94,8 @@ def _operations(kind: OperationKind, fact: Fact, target: int | None) -> list[Ope
 
 
 def _case(retriever: Retriever, fact: Fact, scope: Scope, kind: OperationKind, targets: Sequence[int]) -> Case:
-    ranked = retriever.search(f"{fact.speaker}: {fact.text}", scope, DEEP, floor=0.0)
-    return Case(fact, ranked, kind, frozenset(targets))
+    ranked = retriever.ranked(f"{fact.speaker}: {fact.text}", scope, DEEP, floor=0.0, told=True)
+    return Case(fact, [item for item, _ in ranked], kind, frozenset(targets))
 
 
 def update_cases(path: Path, embedder: Embedder, most: int) -> Iterator[list[Case]]:

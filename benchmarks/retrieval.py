@@ -28,7 +28,7 @@ from rich.table import Table
 
 from memr1_plugin import ranking, retrieval
 from memr1_plugin.bank.bank import Bank
-from memr1_plugin.embedding import Embedder, Vectors, as_embedder
+from memr1_plugin.embedding import Embedder, QuestionEmbedder, Vectors, as_embedder, embed_questions
 from memr1_plugin.evaluation.datasets import Conversation, Question, load
 from memr1_plugin.extraction import VerbatimExtractor
 from memr1_plugin.retrieval import Retriever
@@ -89,6 +89,11 @@ class CachedEmbedder:
                 self.save()
         return np.stack([self._known[key] for key in keys])
 
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Compute them, or look them up where they are read like any text."""
+        inner = self._inner
+        return inner.embed_questions(texts) if isinstance(inner, QuestionEmbedder) else self.embed(texts)
+
     def save(self) -> None:
         """Write what is new."""
         if len(self._known) > self._saved:
@@ -125,7 +130,9 @@ def parts(bank: Bank, embedder: Embedder) -> dict[str, tuple[Search, dict[str, A
     """Return the rows of the table: a search, and what of `ranking` is switched off meanwhile."""
 
     def vectors(view: Any) -> Search:
-        return lambda query, scope: ids(bank.search_vectors(scope, embedder.embed([query])[0], KS[-1], view=view))
+        return lambda query, scope: ids(
+            bank.search_vectors(scope, embed_questions(embedder, [query])[0], KS[-1], view=view)
+        )
 
     def text(view: Any) -> Search:
         return lambda query, scope: ids(bank.search_text(scope, query, KS[-1], view=view))

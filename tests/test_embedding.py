@@ -16,10 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memr1_plugin.agents import models
-from memr1_plugin.embedding import Embedder, SentenceTransformerEmbedder, as_embedder
+from memr1_plugin.embedding import Embedder, SentenceTransformerEmbedder, Vectors, as_embedder, embed_questions
 from memr1_plugin.errors import InputError, ModelError, WeightsNotFoundError
+from memr1_plugin.evaluation.datasets import load
 from memr1_plugin.minilm import PASS_CHARS, MiniLMEmbedder, batches
+from memr1_plugin.ranking import without_names
 from memr1_plugin.testing import HashEmbedder
+
+HELD_OUT = Path(__file__).parents[1] / "training" / "conversations" / "held_out.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,34 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: MiniLMEmbedde
         *map(str, range(70)),
     ]
     assert np.allclose(minilm.embed(texts), theirs.embed(texts), atol=1e-6)
+
+
+@pytest.mark.real
+def test_memories_are_read_as_before_whatever_is_asked(minilm: MiniLMEmbedder) -> None:
+    """A question has another vector than the same words told; what is told has the same before and after."""
+    text = "Who plays the cello?"
+    told = MiniLMEmbedder().embed([text])
+    asked = minilm.embed_questions([text])
+    assert asked.shape == (1, 384) and asked.dtype == np.float32 and abs(np.linalg.norm(asked) - 1) < 1e-5
+    assert float(asked[0] @ told[0]) < 0.99
+    assert np.allclose(minilm.embed([text]), told, atol=1e-6)
+    assert minilm.embed_questions([]).shape == (0, 384)
+
+
+@pytest.mark.real
+def test_the_lora_for_questions_finds_more_of_what_answers_them(minilm: MiniLMEmbedder) -> None:
+    """In a conversation that it was not trained on; without it, fewer find their evidence first."""
+    told = load(HELD_OUT)[0]
+    turns = [f"{turn.speaker}: {turn.text}" for turn in told.turns]
+    places = {turn.id: n for n, turn in enumerate(told.turns)}
+    asked = [without_names(q.text, frozenset(told.speakers)) for q in told.questions]
+    memories = minilm.embed(turns)
+
+    def found(vectors: Vectors) -> int:
+        first = (vectors @ memories.T).argmax(1)
+        return sum(n in {places[e] for e in q.evidence} for n, q in zip(first.tolist(), told.questions, strict=True))
+
+    assert found(minilm.embed_questions(asked)) >= found(minilm.embed(asked)) + 3
 
 
 @pytest.mark.real
@@ -156,6 +188,32 @@ def test_real_llama_index_embeddings_are_accepted() -> None:
     embedder = as_embedder(mock.MockEmbedding(embed_dim=7))
     assert embedder.id == "MockEmbedding" and embedder.dim == 7
     assert np.allclose(embedder.embed(["x"]), 7**-0.5)
+
+
+class Prefixed(Counting):
+    """Embeds queries as E5 does, behind a word of their own."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([f"query: {text}"])[0]
+
+
+def test_a_framework_embeds_questions_its_own_way() -> None:
+    """A model that was trained with one prefix for queries and another for texts is asked with the right one."""
+    embedder, plain = as_embedder(Prefixed()), HashEmbedder(16)
+    assert np.allclose(embed_questions(embedder, ["red fox"]), plain.embed(["query: red fox"]))
+    assert np.allclose(embedder.embed(["red fox"]), plain.embed(["red fox"]))
+    assert np.array_equal(embed_questions(plain, ["red fox"]), plain.embed(["red fox"]))
+
+
+def test_a_question_that_gives_no_vector_is_an_error() -> None:
+    """As for what is stored: a server that failed must not find just anything."""
+
+    class Broken(Counting):
+        def embed_query(self, text: str) -> Any:
+            return [float("nan")] * 16
+
+    with pytest.raises(ModelError, match="gave"):
+        embed_questions(as_embedder(Broken()), ["red fox"])
 
 
 def test_an_embedder_stays_itself() -> None:

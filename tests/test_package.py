@@ -91,7 +91,7 @@ def test_the_wheel_holds_the_package_its_prompts_and_its_loras(tmp_path: Path) -
     loras = ROOT / "adapters"
     expected |= {
         f"memr1_plugin/_loras/{path.relative_to(loras).as_posix()}"
-        for role in ("manager", "answer")
+        for role in ("manager", "answer", "question")
         for path in loras.glob(f"*/{role}/*")
     }
     assert expected <= names

@@ -15,7 +15,7 @@ from memr1_plugin.embedding import Vectors
 from memr1_plugin.errors import InputError
 from memr1_plugin.evaluation import datasets
 from memr1_plugin.extraction import VerbatimExtractor
-from memr1_plugin.retrieval import CACHED_QUERIES, Retriever
+from memr1_plugin.retrieval import CACHED_QUESTIONS, Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.testing import HashEmbedder
 from memr1_plugin.types import Fact, MemoryItem, Operation, OperationKind, Scope
@@ -213,10 +213,25 @@ def test_a_query_is_embedded_once(bank: Bank, embedder: CountingEmbedder, retrie
     for _ in range(3):
         retriever.search("Do I have a dog?", ANA, 5)
     assert embedder.texts == ["Do I have a dog?"]
-    for n in range(CACHED_QUERIES):
+    for n in range(CACHED_QUESTIONS):
         retriever.search(f"dog {n}", ANA, 5)
     retriever.search("Do I have a dog?", ANA, 5)
     assert embedder.texts[-1] == "Do I have a dog?"
+
+
+def test_questions_are_read_as_questions_and_facts_as_memories(bank: Bank, embedder: CountingEmbedder) -> None:
+    """The Manager compares what is said with what was said; only a question is embedded as one."""
+
+    class Asymmetric(CountingEmbedder):
+        def embed_questions(self, texts: Sequence[str]) -> Vectors:
+            return self.embed([f"question: {text}" for text in texts])
+
+    add(bank, "I have a dog.")
+    asymmetric = Asymmetric()
+    retriever = Retriever(bank, asymmetric, Settings())
+    retriever.search("Do I have a dog?", ANA, 5)
+    retriever.related(Fact("I have a dog and a cat.", "Ana", MONDAY), ANA)
+    assert asymmetric.texts == ["question: Do I have a dog?", ": I have a dog and a cat."]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,19 @@ class Embedder(Protocol):
         """Return (len(texts), dim) float32 unit vectors."""
 
 
+@runtime_checkable
+class QuestionEmbedder(Embedder, Protocol):
+    """An embedder that reads a question otherwise than what answers it, as retrieval models are trained to."""
+
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Return (len(texts), dim) float32 unit vectors, to be compared with those of `embed`."""
+
+
+def embed_questions(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """Embed questions: as a `QuestionEmbedder` does, or like any other text."""
+    return embedder.embed_questions(texts) if isinstance(embedder, QuestionEmbedder) else embedder.embed(texts)
+
+
 def unit(vectors: Any, n: int, what: str) -> Vectors:
     """Return what an embedding model gave as unit vectors, or raise `ModelError` if it is not `n` vectors."""
     try:
@@ -141,10 +154,15 @@ class SentenceTransformerEmbedder:
         """Return (len(texts), dim) float32 unit vectors."""
         return self.recent.embed(texts, self._compute, self.dim)
 
-    def _compute(self, texts: list[str]) -> Vectors:
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Return (len(texts), dim) float32 unit vectors, with the prompt that the model has for queries, if any."""
+        return self._compute(list(texts), questions=True)
+
+    def _compute(self, texts: list[str], *, questions: bool = False) -> Vectors:
         with self._lock:
             try:
-                rows = self._load().encode(
+                model = self._load()
+                rows = (model.encode_query if questions else model.encode)(
                     texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
                 )
             except (RuntimeError, MemoryError) as error:
@@ -188,9 +206,9 @@ class SentenceTransformerEmbedder:
 class _FrameworkEmbedder:
     """A LangChain or LlamaIndex embedding model behind our protocol."""
 
-    def __init__(self, model: Any, compute: Callable[[list[str]], Any]) -> None:
+    def __init__(self, model: Any, compute: Callable[[list[str]], Any], ask: Callable[[str], Any]) -> None:
         self._id = _name_of(model)
-        self._call = compute
+        self._call, self._ask = compute, ask
         self.recent = Recent()
         self._lock = threading.Lock()
         self._dim = 0
@@ -211,6 +229,10 @@ class _FrameworkEmbedder:
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), dim) float32 unit vectors."""
         return self.recent.embed(texts, self._compute, self._dim)
+
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Return (len(texts), dim) float32 unit vectors, as the framework embeds queries."""
+        return unit([self._ask(text) for text in texts], len(texts), self._id)
 
     def _compute(self, texts: list[str]) -> Vectors:
         return unit(self._call(texts), len(texts), self._id)
@@ -246,9 +268,9 @@ def as_embedder(embedder: Any = None) -> Embedder:
         named.check()
         return named
     if callable(getattr(embedder, "get_text_embedding_batch", None)):
-        return _FrameworkEmbedder(embedder, embedder.get_text_embedding_batch)
+        return _FrameworkEmbedder(embedder, embedder.get_text_embedding_batch, embedder.get_query_embedding)
     if callable(getattr(embedder, "embed_documents", None)):
-        return _FrameworkEmbedder(embedder, embedder.embed_documents)
+        return _FrameworkEmbedder(embedder, embedder.embed_documents, embedder.embed_query)
     if isinstance(embedder, Embedder) and not isinstance(embedder, type):
         return embedder
     raise InputError(

@@ -3,12 +3,16 @@
 The vectors are those of sentence-transformers (a test compares them), whose import takes as long as torch's and
 transformers' together. Any other sentence-transformers model is `embedding.SentenceTransformerEmbedder`. The model is
 Wang et al.'s MiniLM (2020) as fine-tuned by Reimers and others: mean of the last layer's tokens, made unit length.
+
+Questions are read with a LoRA on it, trained here to find what answers them in months of talk
+(`training/runs/minilm_questions.py`); what is remembered is read without, so a bank's vectors are MiniLM's own.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +22,8 @@ from memr1_plugin.embedding import Recent, Vectors, unit
 from memr1_plugin.errors import MissingExtraError, ModelError
 
 NAME = "all-MiniLM-L6-v2"
+QUESTIONS = "question"
+"""The LoRA's folder under `adapters/all-MiniLM-L6-v2`."""
 DIM = 384
 MAX_TOKENS = 256
 """A longer text is cut, as the model's own configuration says."""
@@ -40,7 +46,7 @@ class MiniLMEmbedder:
 
     def check(self) -> None:
         """Raise what the first text would raise for a missing package or missing weights; loads nothing."""
-        for package in ("torch", "transformers"):
+        for package in ("torch", "transformers", "peft"):
             if find_spec(package) is None:
                 raise MissingExtraError.of(package, "local")
         from memr1_plugin.agents.models import MINILM, in_wheel, missing
@@ -52,27 +58,31 @@ class MiniLMEmbedder:
         """Return (len(texts), 384) float32 unit vectors."""
         return self.recent.embed(texts, self._compute, DIM)
 
-    def _compute(self, texts: list[str]) -> Vectors:
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Return (len(texts), 384) float32 unit vectors: near those of the memories that answer the questions."""
+        return self._compute(list(texts), questions=True)
+
+    def _compute(self, texts: list[str], *, questions: bool = False) -> Vectors:
         """Compute in batches of similar length: padding is computed too."""
         rows = np.empty((len(texts), DIM), dtype=np.float32)
         with self._lock:
             try:
                 for places in batches([len(text) for text in texts], self._batch_size):
-                    rows[places] = self._batch([texts[n] for n in places])
+                    rows[places] = self._batch([texts[n] for n in places], questions)
             except (RuntimeError, MemoryError) as error:
                 raise ModelError(
                     f"embedding {len(texts)} texts with {NAME} failed ({type(error).__name__}: {error})."
                 ) from error
         return unit(rows, len(texts), NAME)
 
-    def _batch(self, texts: list[str]) -> Any:
+    def _batch(self, texts: list[str], questions: bool) -> Any:
         """Return (len(texts), 384): the mean of the last layer over each text's tokens."""
         import torch
 
         tokenizer, model = self._load()
         given = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         given = given.to(model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), nullcontext() if questions else model.disable_adapter():
             last = model(**given).last_hidden_state
             mask = given["attention_mask"].unsqueeze(-1).to(last.dtype)
             return ((last * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
@@ -81,17 +91,19 @@ class MiniLMEmbedder:
         """Return (tokenizer, model), loaded once; the caller holds the lock."""
         if self._loaded is None:
             self.check()
+            from peft import PeftModel
             from transformers import AutoModel, AutoTokenizer
 
             from memr1_plugin.agents.hardware import choose_device
             from memr1_plugin.agents.loading import quiet
-            from memr1_plugin.agents.models import embedder_folder
+            from memr1_plugin.agents.models import embedder_folder, shipped_lora
 
-            folder = embedder_folder()
+            folder, lora = embedder_folder(), shipped_lora(NAME, QUESTIONS)
             try:
                 with quiet():
                     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-                    model = AutoModel.from_pretrained(folder, local_files_only=True).to(choose_device()).eval()
+                    base = AutoModel.from_pretrained(folder, local_files_only=True).to(choose_device())
+                    model = PeftModel.from_pretrained(base, lora).eval()
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelError(
                     f"the default embedder in {folder} could not be loaded ({type(error).__name__}: {error}). "

@@ -39,18 +39,18 @@ from memr1_plugin.types import Fact, MemoryItem, Scope, aware, clean_text
 VIEWS: tuple[View, View] = ("text", "context")
 DEPTH = 60
 """How deep each ranking is read, beside twice the number of memories asked for."""
-FLOOR_ONE, FLOOR_GROWTH = 0.18, 0.042
+FLOOR_ONE, FLOOR_GROWTH = 0.17, 0.042
 """With n candidates the best of them must reach FLOOR_ONE + FLOOR_GROWTH * ln(n), or nothing was found: the best of
 many unrelated memories looks more related than the best of few. Calibrated with MiniLM between two kinds of question:
-of LoCoMo's 582, 0.3 % find nothing by it, of unrelated ones ("What is the capital of France?") 94 %. Another embedder
+of LoCoMo's 582, 0.3 % find nothing by it, of unrelated ones ("What is the capital of France?") 96 %. Another embedder
 with other cosines wants `settings.floor`."""
 WEIGHED = 20
 """How many of the first candidates are weighed against that floor."""
-CACHED_QUERIES = 512
+CACHED_QUESTIONS = 512
 
 
 class Retriever:
-    """Ranks a bank's memories. Thread-safe; keeps the embeddings of the newest queries and nothing else."""
+    """Ranks a bank's memories. Thread-safe; keeps the embeddings of the newest questions and nothing else."""
 
     def __init__(self, bank: Bank, embedder: Embedder, settings: Settings) -> None:
         self._bank = bank
@@ -104,15 +104,20 @@ class Retriever:
         per_speaker: int | None = None,
         as_of: datetime | None = None,
         floor: float | None = None,
+        told: bool = False,
     ) -> list[Ranked]:
-        """Return what `search` returns, each memory with the score by which it was ranked."""
+        """Return what `search` returns, each memory with the score by which it was ranked.
+
+        Args:
+            told: `query` is no question but something said, to be compared with what was said before.
+        """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1.")
         if not re.search(r"\w", clean_text(query, "the query")):
             return []
         depth = DEPTH + 2 * k
         while True:
-            found = self._as_of(query, scope, as_of) if as_of else self._find(query, scope, depth)
+            found = self._as_of(query, scope, as_of) if as_of else self._find(query, scope, depth, told)
             wanted = set(terms(query))
             scored = ((item.with_score(relevance(wanted, item, found)), s) for item, s in ordered(found, query))
             weighed = list(islice(scored, WEIGHED))
@@ -139,10 +144,11 @@ class Retriever:
         Those that it could not change are left out (`belief.in_question`), unless `Settings.certain` is off.
         """
         settings = self._settings
-        found = self.search(_as_query(fact), scope, settings.related, floor=settings.related_floor)
+        ranked = self.ranked(_as_query(fact), scope, settings.related, floor=settings.related_floor, told=True)
+        found = [item for item, _ in ranked]
         return in_question(fact, found, settings) if settings.certain else found
 
-    def _find(self, query: str, scope: Scope, depth: int) -> Candidates:
+    def _find(self, query: str, scope: Scope, depth: int, told: bool) -> Candidates:
         """Search a scope as it is now."""
         first = self._bank.search_text(scope, query, depth, view="text")
         items = self._fetch(scope, (item_id for item_id, _ in first))
@@ -152,7 +158,7 @@ class Retriever:
             first if view == "text" and asked == query else self._bank.search_text(scope, asked, depth, view=view)
             for view in VIEWS
         ]
-        vector = self._embed(asked)
+        vector = embed(self._embedder, [asked])[0] if told else self._question(asked)
         by_vector = [self._bank.search_vectors(scope, vector, depth, view=view) for view in VIEWS]
         ids = dict.fromkeys(item_id for ranking in (*by_vector, *by_text) for item_id, _ in ranking)
         items |= self._fetch(scope, (i for i in ids if i not in items))
@@ -165,7 +171,7 @@ class Retriever:
         items = {item.id: item for item in self._bank.items(scope, as_of=aware(at))}
         named = named_in(query, {item.speaker for item in items.values()})
         asked = without_names(query, named)
-        vector = self._embed(asked)
+        vector = self._question(asked)
         by_vector: list[Ranking] = []
         for view in VIEWS:
             known = dict(self._bank.search_vectors(scope, vector, max(len(items), 1) * 2, view=view))
@@ -191,15 +197,15 @@ class Retriever:
         wanted = list(ids)
         return {item.id: item for item in self._bank.items(scope, ids=wanted)} if wanted else {}
 
-    def _embed(self, query: str) -> Vectors:
+    def _question(self, query: str) -> Vectors:
         with self._lock:
             if query in self._cache:
                 self._cache.move_to_end(query)
                 return self._cache[query]
-        vector: Vectors = embed(self._embedder, [query])[0]
+        vector: Vectors = embed(self._embedder, [query], questions=True)[0]
         with self._lock:
             self._cache[query] = vector
-            while len(self._cache) > CACHED_QUERIES:
+            while len(self._cache) > CACHED_QUESTIONS:
                 self._cache.popitem(last=False)
         return vector
 

@@ -299,6 +299,13 @@ def test_loras_are_found_by_role(tiny: Path, tmp_path: Path) -> None:
     assert models.find_loras("no-such-base") == {}
 
 
+def test_a_lora_that_ships_is_there_or_named() -> None:
+    """The one that questions are embedded with is found; of another the message says where it was looked for."""
+    assert (models.shipped_lora("all-MiniLM-L6-v2", "question") / "adapter_config.json").is_file()
+    with pytest.raises(WeightsNotFoundError, match=r"all-MiniLM-L6-v2/no-such.*_loras.*adapters"):
+        models.shipped_lora("all-MiniLM-L6-v2", "no-such")
+
+
 def test_a_lora_that_fits_says_what_it_is(tiny: Path, tmp_path: Path) -> None:
     """Its info carries the hash of the prompt, which the agents' prompts must have."""
     weights = models.resolve(tiny)

@@ -37,6 +37,8 @@ from memr1_plugin.training.sft import Example
 from memr1_plugin.training.shared import POLICY, SharedBase
 from memr1_plugin.training.validation import score_answers
 
+CONVERSATIONS = Path(__file__).parent.parent / "conversations"
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -62,6 +64,8 @@ class Mix:
     """Questions about them, at most; 0: all."""
     asked: sources.Amount | None = None
     """Real small talk in which people ask each other and reply."""
+    written: tuple[str, ...] = ()
+    """Files of `CONVERSATIONS`: months of talk and questions about it, written for this project."""
 
 
 MIXES = {
@@ -114,6 +118,32 @@ MIXES = {
         enumerated=70,
         asked=sources.Amount(25300, 165),
     ),
+    "written": Mix(
+        28400,
+        (sources.Amount(29300, 16),),
+        ((sources.Amount(28400, 4), 4),),
+        50,
+        sources.Amount(28400, 40),
+        130,
+        abstaining=6,
+        longmemeval=60,
+        lists=sources.Amount(28400, 8),
+        enumerated=50,
+        written=("asked_otherwise",),
+    ),
+    "plainly": Mix(
+        32400,
+        (sources.Amount(33300, 10),),
+        ((sources.Amount(32400, 3), 4),),
+        40,
+        sources.Amount(32400, 30),
+        100,
+        abstaining=6,
+        longmemeval=40,
+        lists=sources.Amount(32400, 6),
+        enumerated=40,
+        written=("asked_plainly",),
+    ),
 }
 """What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
 more plain statements, of which that had cost what was known before; one in which nothing named is left out; and one of
@@ -149,6 +179,10 @@ def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example],
         parts["several things named in one breath"] = of_answers(
             list(chain.from_iterable(named)), rng, invented=True, most=mix.enumerated
         )
+    if mix.written:
+        held = (load(CONVERSATIONS / f"{name}.jsonl") for name in mix.written)
+        asked = (episodes.answer_episodes(one, embedder) for one in chain.from_iterable(held))
+        parts["conversations written for this project"] = of_answers(list(chain.from_iterable(asked)), rng)
     found = [example for made in parts.values() for example in made]
     rng.shuffle(found)
     return found, {name: f"{len(made):,} examples" for name, made in parts.items()}
@@ -163,7 +197,9 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make the data and stop")
     parser.add_argument("--validation", default="", help="a file of conversations with questions")
     parser.add_argument("--only", default="conv-30")
-    parser.add_argument("--start", default="", help="folder of the LoRA to go on from; default: the shipped one")
+    parser.add_argument(
+        "--go-on-from", dest="start", default="", help="folder of the LoRA to go on from; default: the shipped one"
+    )
     parser.add_argument("--rate", type=float, default=2e-4)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -262,11 +262,32 @@ def find_loras(base_name: str, folder: str | Path | None = None) -> dict[Role, P
                 f"{folder} holds no LoRA; expected manager/ or answer/ inside, each with adapter_model.safetensors."
             )
         return found
-    package = Path(__file__).resolve().parents[1]
-    for root in (package / "_loras", package.parents[1] / "adapters"):
+    for root in _shipped():
         if found := _roles_in(root / base_name):
             return found
     return {}
+
+
+def shipped_lora(base_name: str, name: str) -> Path:
+    """Return the folder of a LoRA that ships, `name` on the base `base_name`.
+
+    Raises:
+        WeightsNotFoundError: it is not there.
+    """
+    folders = [root / base_name / name for root in _shipped()]
+    found = next((folder for folder in folders if (folder / "adapter_model.safetensors").is_file()), None)
+    if found is None:
+        raise WeightsNotFoundError(
+            f"the LoRA {base_name}/{name} that ships with memr1-plugin is not there; looked in "
+            f"{' and '.join(map(str, folders))}. Install memr1-plugin again."
+        )
+    return found
+
+
+def _shipped() -> tuple[Path, ...]:
+    """Where the LoRAs that ship may lie: in the package, or in the repository that it is run from."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "_loras", package.parents[1] / "adapters"
 
 
 def _roles_in(folder: Path) -> dict[Role, Path]:

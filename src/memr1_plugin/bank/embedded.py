@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from memr1_plugin.embedding import Embedder, Vectors
+from memr1_plugin.embedding import Embedder, Vectors, embed_questions
 from memr1_plugin.errors import MemoryR1Error, ModelError
 from memr1_plugin.types import Fact, MemoryItem
 
@@ -56,10 +56,10 @@ class Embedded:
         return self._vectors[texts[0]], self._vectors[texts[1]] if len(texts) > 1 else None
 
 
-def embed(embedder: Embedder, texts: list[str]) -> Vectors:
+def embed(embedder: Embedder, texts: list[str], *, questions: bool = False) -> Vectors:
     """Return (n, dim) float32 unit vectors, or raise `ModelError` if the embedder failed or returned something else."""
     try:
-        vectors = np.asarray(embedder.embed(texts), np.float32)
+        vectors = np.asarray(embed_questions(embedder, texts) if questions else embedder.embed(texts), np.float32)
     except MemoryR1Error:
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memr1_plugin.embedding import Embedder, Vectors
+from memr1_plugin.embedding import Embedder, QuestionEmbedder, Vectors
 
 BATCH = 256
 """Texts computed and written together: what an interrupted run loses at most."""
@@ -50,6 +50,11 @@ class KeptEmbedder:
             for start in range(0, len(by_length), BATCH):
                 self._compute(by_length[start : start + BATCH])
             return np.stack([self._known[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
+
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """As `embed`, where questions are read like any text; else computed anew: what reads them has no name here."""
+        inner = self._embedder
+        return inner.embed_questions(texts) if isinstance(inner, QuestionEmbedder) else self.embed(texts)
 
     def _compute(self, batch: Sequence[tuple[bytes, str]]) -> None:
         vectors = np.ascontiguousarray(self._embedder.embed([text for _, text in batch]), np.float32)

@@ -20,7 +20,7 @@ from memr1_plugin.agents.engine import Prompt
 from memr1_plugin.agents.manager import Manager
 from memr1_plugin.bank.bank import Bank
 from memr1_plugin.bank.embedded import Embedded
-from memr1_plugin.embedding import Embedder, Vectors
+from memr1_plugin.embedding import Embedder, Vectors, embed_questions
 from memr1_plugin.errors import DataError, InputError
 from memr1_plugin.evaluation.datasets import Conversation
 from memr1_plugin.extraction import Extractor, VerbatimExtractor
@@ -165,12 +165,16 @@ class CachedEmbedder:
             self._known.update(zip(new, self.embedder.embed(new), strict=True))
         return np.stack([self._known[t] for t in texts]) if texts else np.zeros((0, self.dim), dtype=np.float32)
 
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Compute them: each is asked once."""
+        return embed_questions(self.embedder, texts)
+
 
 def prepared(conversation: Conversation, embedder: Embedder, extractor: Extractor | None = None) -> CachedEmbedder:
     """An embedder that has seen the conversation: batches of similar lengths cost a fraction of one text at a time."""
     cached, extract = CachedEmbedder(embedder), (extractor or VerbatimExtractor()).extract
     before: dict[str, Turn] = {}
-    texts = [question.text for question in conversation.questions]
+    texts: list[str] = []
     for turn in conversation.turns:
         for fact in extract(turn, before.get(turn.session)):
             texts += Embedded.texts_of(fact)
