@@ -68,6 +68,8 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: MiniLMEmbedde
         *map(str, range(70)),
     ]
     assert np.allclose(minilm.embed(texts), theirs.embed(texts), atol=1e-6)
+    # a model without a prompt for queries reads them like any text
+    assert np.allclose(theirs.embed_questions(texts[:3]), theirs.embed(texts[:3]), atol=1e-6)
 
 
 @pytest.mark.real
