@@ -180,9 +180,9 @@ def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example],
             list(chain.from_iterable(named)), rng, invented=True, most=mix.enumerated
         )
     if mix.written:
-        held = (load(CONVERSATIONS / f"{name}.jsonl") for name in mix.written)
-        asked = (episodes.answer_episodes(one, embedder) for one in chain.from_iterable(held))
-        parts["conversations written for this project"] = of_answers(list(chain.from_iterable(asked)), rng)
+        written = (one for name in mix.written for one in load(CONVERSATIONS / f"{name}.jsonl"))
+        asked = [episode for one in written for episode in episodes.answer_episodes(one, embedder)]
+        parts["conversations written for this project"] = of_answers(asked, rng)
     found = [example for made in parts.values() for example in made]
     rng.shuffle(found)
     return found, {name: f"{len(made):,} examples" for name, made in parts.items()}
