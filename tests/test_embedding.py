@@ -137,6 +137,24 @@ def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) ->
     assert "memr1 setup" in str(caught.value)
 
 
+def test_a_missing_question_lora_is_said_when_a_bank_opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It was first said at the first text: a bank opened, and `memr1 doctor` found all well."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(models, "in_wheel", lambda preset: tmp_path)
+    monkeypatch.setattr(models, "_shipped", lambda: (tmp_path,))
+    with pytest.raises(WeightsNotFoundError, match="all-MiniLM-L6-v2/question"):
+        as_embedder(None)
+
+
+@pytest.mark.real
+def test_doctor_names_the_lora_that_questions_are_read_with(minilm: MiniLMEmbedder) -> None:
+    """Which files decide what a bot finds belongs into a bug report."""
+    pytest.importorskip("typer")
+    from memr1_plugin.cli.machine import _embedder
+
+    assert (Path(_embedder()["questions"]) / "adapter_model.safetensors").is_file()
+
+
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     """The folder, and what was expected of it."""
     pytest.importorskip("sentence_transformers")

@@ -49,10 +49,11 @@ class MiniLMEmbedder:
         for package in ("torch", "transformers", "peft"):
             if find_spec(package) is None:
                 raise MissingExtraError.of(package, "local")
-        from memr1_plugin.agents.models import MINILM, in_wheel, missing
+        from memr1_plugin.agents.models import MINILM, in_wheel, missing, shipped_lora
 
         if in_wheel(MINILM) is None:
             raise missing(MINILM)
+        shipped_lora(NAME, QUESTIONS)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (len(texts), 384) float32 unit vectors."""

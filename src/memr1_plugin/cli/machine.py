@@ -125,9 +125,12 @@ def _engine(model: str) -> dict[str, Any]:
 
 
 def _embedder() -> dict[str, Any]:
+    """The default embedder, and the LoRA that it reads questions with."""
     from memr1_plugin.agents import models
+    from memr1_plugin.minilm import NAME, QUESTIONS
 
-    return {"name": models.MINILM.name, "path": str(models.embedder_folder())}
+    lora = models.shipped_lora(NAME, QUESTIONS)
+    return {"name": models.MINILM.name, "path": str(models.embedder_folder()), "questions": str(lora)}
 
 
 def _loras(model: str, folder: str) -> dict[str, Any]:
