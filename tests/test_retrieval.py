@@ -15,6 +15,7 @@ from memr1_plugin.embedding import Vectors
 from memr1_plugin.errors import InputError
 from memr1_plugin.evaluation import datasets
 from memr1_plugin.extraction import VerbatimExtractor
+from memr1_plugin.ranking import asks_for_several
 from memr1_plugin.retrieval import CACHED_QUESTIONS, Retriever
 from memr1_plugin.settings import Settings
 from memr1_plugin.testing import HashEmbedder
@@ -190,6 +191,37 @@ def test_the_answer_agent_is_shown_what_is_near_the_best_match(bank: Bank, embed
     assert len(found) == 10 and texts(found)[: len(shown)] == texts(shown)
     assert 0 < len(shown) < 3 and texts(shown)[0] == "I bought a green kayak."
     assert len(Retriever(bank, embedder, Settings()).candidates(question, ANA, 11)) == 10, "a small bank is read whole"
+
+
+def test_asked_for_several_things_the_answer_agent_is_shown_more(bank: Bank, embedder: CountingEmbedder) -> None:
+    """The parts of such an answer lie further from the best match than another memory about one thing does."""
+    add(bank, "I bought a green kayak.", "I bought a tent.", *(f"Note {n}: bread." for n in range(8)))
+    one, several = "What green boat did I buy?", "Which green boats did I buy?"
+    retriever = Retriever(bank, embedder, Settings())
+    assert texts(retriever.candidates(one, ANA, 9)) < texts(retriever.candidates(several, ANA, 9))
+
+
+@pytest.mark.parametrize(
+    ("question", "several"),
+    [
+        ("Which books has Ana read?", True),
+        ("What has Ana painted?", True),
+        ("Where have you been this year?", True),
+        ("What kinds of soap does Ana make?", True),
+        ("What do Ana and Ben have in common?", True),
+        ("How many times did Ana see the sea?", True),
+        ("What dog does Ana have?", False),
+        ("What does Ana have to do on Monday?", False),
+        ("What did Ana buy?", False),
+        ("When has Ana been to Rome?", False),
+        ("What is Ana's sister's name?", False),
+        ("What makes Ana laugh?", False),
+        ("", False),
+    ],
+)
+def test_a_question_for_several_things_is_known_by_its_words(question: str, several: bool) -> None:
+    """By plural nouns, the perfect tense, "both": three in five of such questions, and one in fifty of the others."""
+    assert asks_for_several(question) is several
 
 
 def test_the_past_can_be_asked(bank: Bank, retriever: Retriever) -> None:

@@ -92,7 +92,7 @@ class Retriever:
         """
         settings = self._settings
         ranked = self.ranked(question, scope, k, per_speaker=settings.per_speaker, floor=settings.floor)
-        return near_best(ranked, settings.margin, k)
+        return near_best(question, ranked, settings.margin, k)
 
     def ranked(
         self,

@@ -24,7 +24,7 @@ class Settings:
     margin: float | None = 1.25
     """Of those, the ones whose score is further below the best one's are not shown, unless they are all that there is;
     None: all are shown. Where the ranking is sure, a small model that reads ten memories picks a wrong one more often
-    than it corrects the order (docs/results.md)."""
+    than it corrects the order (docs/results.md). Twice as far where a question asks for several things."""
     per_speaker: int | None = None
     """At most this many candidates of one speaker (the paper: 30); None: no quota."""
     related: int = 5

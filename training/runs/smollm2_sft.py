@@ -144,6 +144,19 @@ MIXES = {
         enumerated=40,
         written=("asked_plainly",),
     ),
+    "several": Mix(
+        36400,
+        (sources.Amount(37300, 10),),
+        ((sources.Amount(36400, 3), 4),),
+        40,
+        sources.Amount(36400, 30),
+        100,
+        abstaining=6,
+        longmemeval=40,
+        lists=sources.Amount(36400, 6),
+        enumerated=40,
+        written=("asked_for_several",),
+    ),
 }
 """What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
 more plain statements, of which that had cost what was known before; one in which nothing named is left out; and one of

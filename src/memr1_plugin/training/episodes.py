@@ -229,8 +229,8 @@ class Replay:
         return AnswerEpisode(
             question.id,
             question,
-            tuple(near_best(ranked, margin, k)),
-            tuple(near_best(others, margin, k - len(ranked) + len(others))),
+            tuple(near_best(question.question, ranked, margin, k)),
+            tuple(near_best(question.question, others, margin, k - len(ranked) + len(others))),
         )
 
 
