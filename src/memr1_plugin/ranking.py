@@ -102,16 +102,17 @@ def asks_for_several(question: str) -> bool:
 
 
 _PERFECT = re.compile(
-    r"^(?:(?:in|for|with) )?(?:what|which|where|who|whom|whose|how)\b(?!.*\b(?:do|does|did)\b).*?\bha(?:s|ve) (?!to )",
-    re.IGNORECASE,
+    r"^(?:(?:in|for|with) )?(?:what|which|where|who|whom|whose|how)\b(?!.*\b(?:do|does|did)\b)"
+    r".*?\b(?:has|have) (?!to )",
+    re.I,
 )
 """The perfect looks back over all that was said."""
 _PLURAL = re.compile(
     r"^(?:(?:in|at|on) )?(?:what|which|whose|how many)(?: [\w'-]+){0,3}? (?:[\w'-]*[^s'\W]s|people|children|men|women)"
     r"(?: of(?: [\w'-]+){1,3}?)? (?:do|does|did|have|had|are|were|can|could|would|will|might)\b",
-    re.IGNORECASE,
+    re.I,
 )
-_BOTH = re.compile(r"\bboth\b|\bin common\b|^how many (?:times|different)\b", re.IGNORECASE)
+_BOTH = re.compile(r"\bboth\b|\bin common\b|^how many (?:times|different)\b", re.I)
 
 
 def relevance(wanted: set[str], item: MemoryItem, found: Candidates) -> float:
@@ -160,7 +161,7 @@ def without_names(query: str, named: frozenset[str]) -> str:
     if not names:
         return query
     pattern = rf"\b(?:{'|'.join(map(re.escape, names))})\b(?:['\u2019]s)?"
-    rest = " ".join(re.sub(pattern, "", query, flags=re.IGNORECASE).split())
+    rest = " ".join(re.sub(pattern, "", query, flags=re.I).split())
     return rest if re.search(r"\w", rest) else query
 
 
@@ -214,8 +215,8 @@ _TIMES = rf"""\b(?:today|tonight|yesterday|tomorrow|last|next|ago|recently|weeks
     |{"|".join((*MONTHS, *WEEKDAYS))})\b"""
 _NUMBERS = r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|once|twice|couple|several|few|many)\b"
 _KINDS = (
-    (re.compile(r"^\W*when\b|\bwhat\s+(?:date|day|month|year)\b", re.IGNORECASE), re.compile(_TIMES, re.I | re.X)),
-    (re.compile(r"\bhow\s+(?:many|much|often|long)\b", re.IGNORECASE), re.compile(_NUMBERS, re.IGNORECASE)),
+    (re.compile(r"^\W*when\b|\bwhat\s+(?:date|day|month|year)\b", re.I), re.compile(_TIMES, re.I | re.X)),
+    (re.compile(r"\bhow\s+(?:many|much|often|long)\b", re.I), re.compile(_NUMBERS, re.I)),
 )
 """What a question asks for, and what gives it."""
 

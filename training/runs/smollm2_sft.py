@@ -68,6 +68,23 @@ class Mix:
     """Files of `CONVERSATIONS`: months of talk and questions about it, written for this project."""
 
 
+def _mostly(written: str, seed: int) -> Mix:
+    """Conversations written for this project, and a little of all the rest, so that it is not forgotten."""
+    return Mix(
+        seed,
+        (sources.Amount(seed + 900, 10),),
+        ((sources.Amount(seed, 3), 4),),
+        40,
+        sources.Amount(seed, 30),
+        100,
+        abstaining=6,
+        longmemeval=40,
+        lists=sources.Amount(seed, 6),
+        enumerated=40,
+        written=(written,),
+    )
+
+
 MIXES = {
     "first": Mix(
         8400,
@@ -131,36 +148,13 @@ MIXES = {
         enumerated=50,
         written=("asked_otherwise",),
     ),
-    "plainly": Mix(
-        32400,
-        (sources.Amount(33300, 10),),
-        ((sources.Amount(32400, 3), 4),),
-        40,
-        sources.Amount(32400, 30),
-        100,
-        abstaining=6,
-        longmemeval=40,
-        lists=sources.Amount(32400, 6),
-        enumerated=40,
-        written=("asked_plainly",),
-    ),
-    "several": Mix(
-        36400,
-        (sources.Amount(37300, 10),),
-        ((sources.Amount(36400, 3), 4),),
-        40,
-        sources.Amount(36400, 30),
-        100,
-        abstaining=6,
-        longmemeval=40,
-        lists=sources.Amount(36400, 6),
-        enumerated=40,
-        written=("asked_for_several",),
-    ),
+    "plainly": _mostly("asked_plainly", 32400),
+    "several": _mostly("asked_for_several", 36400),
 }
 """What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
 more plain statements, of which that had cost what was known before; one in which nothing named is left out; and one of
-questions that people asked each other, which did harm (training/LOG.md)."""
+questions that people asked each other, which did harm; and three of conversations written for this project
+(training/LOG.md)."""
 
 
 def data(mix: Mix, embedder: Embedder, longmemeval: str) -> tuple[list[Example], dict[str, str]]:
