@@ -68,15 +68,15 @@ class Mix:
     """Files of `CONVERSATIONS`: months of talk and questions about it, written for this project."""
 
 
-def _mostly(written: str, seed: int) -> Mix:
+def _mostly(written: str, seed: int, *, plain: int = 30, statements: int = 100) -> Mix:
     """Conversations written for this project, and a little of all the rest, so that it is not forgotten."""
     return Mix(
         seed,
         (sources.Amount(seed + 900, 10),),
         ((sources.Amount(seed, 3), 4),),
         40,
-        sources.Amount(seed, 30),
-        100,
+        sources.Amount(seed, plain),
+        statements,
         abstaining=6,
         longmemeval=40,
         lists=sources.Amount(seed, 6),
@@ -150,10 +150,11 @@ MIXES = {
     ),
     "plainly": _mostly("asked_plainly", 32400),
     "several": _mostly("asked_for_several", 36400),
+    "long": _mostly("long", 40400, plain=80, statements=260),
 }
 """What taught the prompt with the question first; a last stretch from there, mostly on real talk; another one, with
 more plain statements, of which that had cost what was known before; one in which nothing named is left out; and one of
-questions that people asked each other, which did harm; and three of conversations written for this project
+questions that people asked each other, which did harm; and four of conversations written for this project
 (training/LOG.md)."""
 
 
