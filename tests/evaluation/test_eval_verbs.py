@@ -58,6 +58,15 @@ def test_eval_says_what_is_wrong_before_it_asks(shell: Any) -> None:
     assert "manager ships" in shell("eval", "talk.jsonl", "--out", "o", "--system", "x=manager:shipped", code=3)
 
 
+def test_eval_computes_in_the_dtype_asked_for(shell: Any) -> None:
+    """So that machines compare; a run goes on in the one that it began with, and an unknown one is named."""
+    words = ["eval", "talk.jsonl", "--out", "run", "--system", "rag", "--dtype"]
+    shell(*words, "float32")
+    assert json.loads(Path("run/run.json").read_text())["model"].endswith(" float32")
+    assert "float32" in shell(*words, "bfloat16", code=2)
+    assert "dtype is 'float8'; expected" in shell(*words, "float8", code=2)
+
+
 def test_eval_manager_prints_a_matrix(shell: Any) -> None:
     """Always-ADD over one invented conversation: every stale fact is kept, none is lost."""
     pytest.importorskip("trl", reason="the train extra is not installed")

@@ -69,6 +69,13 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per conversation.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions computed together.")] = 8,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16: what to compute in, so that runs on different machines compare.",
+            show_default="what this machine computes fast",
+        ),
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="The system that the others are compared with.")] = None,
     errata: Annotated[
         Path | None,
@@ -113,7 +120,7 @@ def evaluate(
     weights = models.resolve(model or None)
     shipped = models.find_loras(weights.name)
     systems = [parse_system(word, shipped) for word in system or ["no-memory", "rag", "untrained", "shipped"]]
-    engines = Engines(model or None, batch=batch)
+    engines = Engines(model or None, batch=batch, dtype=dtype)
     try:
         with stages(as_json) as tick:
             done = run.evaluate(
@@ -122,7 +129,7 @@ def evaluate(
                 to,
                 engine_for=engines,
                 embedder=as_embedder(None),
-                model=f"{weights.name} {weights.revision}",
+                model=" ".join(filter(None, (weights.name, weights.revision, dtype))),
                 settings=Settings(candidates=candidates, remember_roles=tuple(role or ["user"])),
                 categories=() if category and "all" in category else tuple(category or run.LOCOMO_SCORED),
                 limit=limit,

@@ -176,8 +176,10 @@ class Engines:
     An engine that is open serves a system as it is if it has the LoRAs that the system needs, others beside or not.
     """
 
-    def __init__(self, model: str | Path | None = None, *, batch: int = 8) -> None:
-        self._model, self._batch = model, batch
+    def __init__(self, model: str | Path | None = None, *, batch: int = 8, dtype: str | None = None) -> None:
+        from memr1_plugin.agents.local import LocalOptions
+
+        self._model, self._options = model, LocalOptions(max_batch=batch, dtype=dtype)
         self._open: tuple[dict[Role, Path], Engine] | None = None
 
     def __call__(self, system: System) -> Engine:
@@ -187,10 +189,10 @@ class Engines:
             if all(loras.get(role) == folder for role, folder in system.loras.items()):
                 return engine
             engine.close()
-        from memr1_plugin.agents.local import LocalEngine, LocalOptions
+        from memr1_plugin.agents.local import LocalEngine
 
         loras = {role: folder for role, folder in system.loras.items() if folder is not None}
-        engine = LocalEngine(self._model, loras, options=LocalOptions(max_batch=self._batch))
+        engine = LocalEngine(self._model, loras, options=self._options)
         engine.check()
         self._open = (loras, engine)
         return engine
