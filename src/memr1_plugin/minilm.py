@@ -84,9 +84,7 @@ class MiniLMEmbedder:
         given = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         given = given.to(model.device)
         with torch.inference_mode(), nullcontext() if questions else model.disable_adapter():
-            last = model(**given).last_hidden_state
-            mask = given["attention_mask"].unsqueeze(-1).to(last.dtype)
-            return ((last * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+            return mean_over_tokens(model, given).float().cpu().numpy()
 
     def _load(self) -> tuple[Any, Any]:
         """Return (tokenizer, model), loaded once; the caller holds the lock."""
@@ -112,6 +110,13 @@ class MiniLMEmbedder:
                 ) from error
             self._loaded = tokenizer, model
         return self._loaded
+
+
+def mean_over_tokens(model: Any, given: Any) -> Any:
+    """Return (texts, dim): the mean of `model`'s last layer over the tokens that are not padding."""
+    last = model(**given).last_hidden_state
+    mask = given["attention_mask"].unsqueeze(-1).to(last.dtype)
+    return (last * mask).sum(1) / mask.sum(1)
 
 
 def batches(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from memr1_plugin.bank.text_index import View, stem, terms, words
+from memr1_plugin.bank.embedded import Embedded
+from memr1_plugin.bank.text_index import stem, terms, words
 from memr1_plugin.dates import MONTHS, WEEKDAYS
 from memr1_plugin.types import MemoryItem
 
@@ -126,12 +127,6 @@ def share(wanted: set[str], item: MemoryItem) -> float:
     return len(wanted & _stems(item)) / len(wanted) if wanted else 0.0
 
 
-def seen(item: MemoryItem, view: View) -> str:
-    """Return an item's text as a view has it: what was said, or that with the turn before it."""
-    said = f"{item.speaker}: {item.text}"
-    return f"{item.context} {said}".strip() if view == "context" else said
-
-
 def best(rankings: Sequence[Ranking]) -> dict[int, float]:
     """Return the best score of each id over all rankings."""
     best: dict[int, float] = {}
@@ -175,7 +170,7 @@ def _fused(found: Candidates) -> dict[int, float]:
 
 
 def _stems(item: MemoryItem) -> set[str]:
-    return {stem(word) for word in set(words(seen(item, "context")))}
+    return {stem(word) for word in set(words(Embedded.texts_of(item)[-1]))}
 
 
 def _coverage(items: Iterable[MemoryItem], wanted: Sequence[str]) -> dict[int, float]:

@@ -29,7 +29,6 @@ from memr1_plugin.ranking import (
     near_best,
     ordered,
     relevance,
-    seen,
     share,
     without_names,
 )
@@ -188,7 +187,8 @@ class Retriever:
         now = {item.id: item for item in self._bank.items(scope, ids=list(items))}
         same = {i for i, item in items.items() if i in known and _shown(item) == _shown(now.get(i))}
         others = [item for i, item in items.items() if i not in same]
-        vectors = embed(self._embedder, [seen(item, view) for item in others]) if others else ()
+        texts = [Embedded.texts_of(item)[0 if view == "text" else -1] for item in others]
+        vectors = embed(self._embedder, texts) if texts else ()
         cosines = {i: known[i] for i in same}
         cosines |= {item.id: float(v @ vector) for item, v in zip(others, vectors, strict=True)}
         return sorted(cosines.items(), key=lambda pair: -pair[1])

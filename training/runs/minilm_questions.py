@@ -24,12 +24,13 @@ from memr1_plugin.agents.models import MINILM, embedder_folder
 from memr1_plugin.bank.embedded import Embedded
 from memr1_plugin.embedding import Embedder
 from memr1_plugin.evaluation.datasets import Conversation, load
-from memr1_plugin.minilm import MAX_TOKENS, QUESTIONS, MiniLMEmbedder
+from memr1_plugin.minilm import MAX_TOKENS, QUESTIONS, MiniLMEmbedder, mean_over_tokens
 from memr1_plugin.ranking import named_in, without_names
 from memr1_plugin.training.episodes import Replay, prepared
 from memr1_plugin.training.lora import TrainingRun, save
 
 CONVERSATIONS = Path(__file__).parent.parent / "conversations"
+FILES = ["asked_otherwise", "asked_plainly", "asked_for_several"]
 SHARPNESS = 20.0
 """The inverse temperature of the softmax over cosines."""
 TOGETHER = 16
@@ -88,8 +89,7 @@ class Reader:
         given = self.tokenizer(
             list(questions), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
-        last, mask = self.model(**given).last_hidden_state, given["attention_mask"].unsqueeze(-1)
-        return torch.nn.functional.normalize((last * mask).sum(1) / mask.sum(1), dim=-1)
+        return torch.nn.functional.normalize(mean_over_tokens(self.model, given), dim=-1)
 
 
 def loss(reader: Reader, one: Asked, places: Sequence[int], rng: random.Random) -> torch.Tensor:
@@ -135,7 +135,7 @@ def main() -> None:
     """Parse the command line, embed the memories, train, save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--files", nargs="+", default=["asked_otherwise", "asked_plainly"], help="to train on")
+    parser.add_argument("--files", nargs="+", default=FILES, help="to train on")
     parser.add_argument("--held-out", default="held_out")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rate", type=float, default=3e-4)
