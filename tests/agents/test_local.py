@@ -142,9 +142,24 @@ def test_greedy_decoding_is_that_of_transformers(tiny: Path) -> None:
     engine.close()
 
 
+def test_a_four_bit_product_does_not_depend_on_its_company(tiny: Path) -> None:
+    """Each row of a batch is multiplied as it would be alone, on processors that round it to bfloat16 too."""
+    layer = loading.load_base(tiny, device="cpu", dtype=torch.float32).model.layers[0].mlp.up_proj
+    rows = torch.randn(12, layer.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        alone = torch.cat([layer(row[None]) for row in rows])
+        torch.testing.assert_close(layer(rows), alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("quantize", [True, False])
 def test_four_bits_batch_like_one(tiny: Path, quantize: bool) -> None:
     """The 4-bit kernels give a row the same completion whatever its company."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    if quantize and has_avx512bf16():
+        # A ten-millionth in the attention of a padded row is then 1/256 of an input that lies between two bfloat16s,
+        # and the tiny model's tokens are nearly equally likely. What the kernel does with equal inputs is tested above.
+        pytest.skip("bitsandbytes rounds inputs to bfloat16 on this processor: near-ties fall either way")
     engine = LocalEngine(tiny, {}, options=LocalOptions(quantize=quantize, dtype="float32", unpack=False))
     assert texts(engine.complete(MANY, Role.BASE)) == [engine.complete([p], Role.BASE)[0].text for p in MANY]
     assert engine.id.startswith(f"tiny {'nf4' if quantize else 'dense'} float32 ")
