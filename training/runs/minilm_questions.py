@@ -31,6 +31,7 @@ from memr1_plugin.training.lora import TrainingRun, save
 
 CONVERSATIONS = Path(__file__).parent.parent / "conversations"
 FILES = ["asked_otherwise", "asked_plainly", "asked_for_several"]
+"""What the LoRA that ships was trained on."""
 SHARPNESS = 20.0
 """The inverse temperature of the softmax over cosines."""
 TOGETHER = 16
