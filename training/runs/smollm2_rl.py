@@ -25,7 +25,7 @@ from memr1_plugin.agents.loading import load_tokenizer
 from memr1_plugin.agents.models import find_loras, resolve
 from memr1_plugin.agents.setup import prepare
 from memr1_plugin.embedding import Embedder, as_embedder
-from memr1_plugin.evaluation.datasets import load
+from memr1_plugin.evaluation.datasets import Conversation, load
 from memr1_plugin.settings import Settings
 from memr1_plugin.training import groups, lora, rewards, rl, sources, synthetic
 from memr1_plugin.training.base import load_trainable
@@ -52,8 +52,10 @@ EXACT_WEIGHTS = {"exact_match": 1.2, "evidence_coverage": 0.4, "format_validity"
 """The same sum with the paper's exact match in the place of F1, for the ablation (``--reward exact``)."""
 
 
-def answer_data(embedder: Embedder, longmemeval: str, chats: int, conversations: int) -> list[AnswerEpisode]:
-    """Questions about real small talk, synthetic talk and LongMemEval's users; one in `UNANSWERED` has no answer."""
+def answer_data(
+    embedder: Embedder, longmemeval: str, chats: int, conversations: int, about: Sequence[Conversation] = ()
+) -> list[AnswerEpisode]:
+    """Questions about small talk, synthetic talk, LongMemEval and `about`; one in `UNANSWERED` has no answer."""
     lines, rng = sources.chatter(), random.Random(SEED)
     found = [e for asked in sources.chat_episodes(sources.Amount(SEED, chats), embedder) for e in asked]
     told = sources.synthetic_episodes(sources.Amount(SEED, conversations), embedder, lines)
@@ -62,6 +64,7 @@ def answer_data(embedder: Embedder, longmemeval: str, chats: int, conversations:
         real = sources.longmemeval_episodes(longmemeval, embedder, lines, rounds=1, seed=SEED)
         invented += [e for asked in real for e in asked]
     found += as_in_real_talk(invented, rng)
+    found += [e for one in about for e in answer_episodes(one, embedder)]
     return mixed(found, rng, hidden=2 * UNANSWERED, unanswerable=2 * UNANSWERED)
 
 
@@ -136,6 +139,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the roll-outs")
     parser.add_argument("--beta", type=float, default=0.0, help="of GRPO's KL term")
     parser.add_argument("--longmemeval", default="", help="LongMemEval's evidence turns")
+    parser.add_argument("--about", default="", help="a file of conversations with questions to train on as well")
+    parser.add_argument("--about-only", default="", help="of them this one alone")
     parser.add_argument("--validation", default="", help="a file of conversations with questions")
     parser.add_argument("--only", default="conv-30")
     parser.add_argument("--start", default="", help="folder of the LoRA to go on from; default: the shipped one")
@@ -147,7 +152,8 @@ def main() -> None:
     embedder = as_embedder(None)
     held = [c for c in load(given.validation) if c.id == given.only] if given.validation else []
     if role is Role.ANSWER:
-        episodes: list[Any] = answer_data(embedder, given.longmemeval, given.chats, given.conversations)
+        about = [c for c in load(given.about) if given.about_only in ("", c.id)] if given.about else []
+        episodes: list[Any] = answer_data(embedder, given.longmemeval, given.chats, given.conversations, about)
         asked = [e for c in held for e in answer_episodes(c, embedder) if e.question.answer]
         validation: list[Any] = asked[::2]  # every second question: a validation takes a minute, not two
     else:
@@ -175,7 +181,7 @@ def main() -> None:
         temperature=given.temperature,
         bf16=bf16_pays(),
         seed=1,
-        eval_strategy="steps",
+        eval_strategy="steps" if validation else "no",
         eval_steps=min(given.validate, given.steps),
         save_steps=min(given.validate, given.steps),
         **(options if given.algorithm == "ppo" else {"beta": given.beta}),
@@ -201,9 +207,14 @@ def main() -> None:
         rl_data_hash(trainer),
         1,
         algorithm=given.algorithm,
-        data={"episodes": len(episodes), "seed": SEED, "LongMemEval evidence (MIT)": bool(given.longmemeval)},
+        data={
+            "episodes": len(episodes),
+            "seed": SEED,
+            "LongMemEval evidence (MIT)": bool(given.longmemeval),
+            "about": Path(given.about).name,
+        },
         metrics={"best step": best.name.rpartition("-")[2], "validation reward": trainer.state.best_metric},
-        settings={k: v for k, v in vars(given).items() if k not in ("folder", "longmemeval", "validation")},
+        settings={k: v for k, v in vars(given).items() if k not in ("folder", "longmemeval", "about", "validation")},
     )
     final = given.folder / "final"
     final.mkdir(exist_ok=True)
