@@ -19,7 +19,7 @@ from memr1_plugin.agents import models
 from memr1_plugin.embedding import Embedder, SentenceTransformerEmbedder, Vectors, as_embedder, embed_questions
 from memr1_plugin.errors import InputError, ModelError, WeightsNotFoundError
 from memr1_plugin.evaluation.datasets import load
-from memr1_plugin.minilm import PASS_CHARS, MiniLMEmbedder, batches
+from memr1_plugin.minilm import NAME, PASS_CHARS, QUESTIONS, MiniLMEmbedder, batches, mean_over_tokens
 from memr1_plugin.ranking import without_names
 from memr1_plugin.testing import HashEmbedder
 
@@ -82,6 +82,22 @@ def test_memories_are_read_as_before_whatever_is_asked(minilm: MiniLMEmbedder) -
     assert float(asked[0] @ told[0]) < 0.99
     assert np.allclose(minilm.embed([text]), told, atol=1e-6)
     assert minilm.embed_questions([]).shape == (0, 384)
+
+
+@pytest.mark.real
+def test_a_question_is_read_as_with_the_lora_beside_the_weights(minilm: MiniLMEmbedder) -> None:
+    """Added into the weights once, the LoRA gives what PEFT computes each time; texts are read without any of it."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    folder = models.embedder_folder()
+    base = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+    beside = peft.PeftModel.from_pretrained(base, models.shipped_lora(NAME, QUESTIONS)).eval()
+    text = "Which instrument did Ana's grandmother teach her?"
+    given = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)(text, return_tensors="pt")
+    theirs = mean_over_tokens(beside, given).detach().numpy()
+    assert np.allclose(minilm.embed_questions([text]), theirs / np.linalg.norm(theirs), atol=1e-5)
+    with beside.disable_adapter():
+        plain = mean_over_tokens(beside, given).detach().numpy()
+    assert np.allclose(minilm.embed([text]), plain / np.linalg.norm(plain), atol=1e-5)
 
 
 @pytest.mark.real
