@@ -12,6 +12,7 @@ from talk import TALK
 pytest.importorskip("xgrammar", reason="the local extra is not installed")
 
 from memr1_plugin import embedding
+from memr1_plugin.agents import hardware
 from memr1_plugin.cli import main
 from memr1_plugin.evaluation.datasets import save
 from memr1_plugin.testing import HashEmbedder, tiny_model
@@ -65,6 +66,17 @@ def test_eval_computes_in_the_dtype_asked_for(shell: Any) -> None:
     assert json.loads(Path("run/run.json").read_text())["model"].endswith(" float32")
     assert "float32" in shell(*words, "bfloat16", code=2)
     assert "dtype is 'float8'; expected" in shell(*words, "float8", code=2)
+
+
+def test_eval_refuses_to_go_on_on_a_machine_that_computes_in_another_dtype(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begun without --dtype, copied to a processor with bfloat16, mixed two arithmetics in one table."""
+    words = ["eval", "talk.jsonl", "--out", "run", "--system", "rag"]
+    monkeypatch.setattr(hardware, "dtype_name", lambda: "float32")
+    shell(*words)
+    monkeypatch.setattr(hardware, "dtype_name", lambda: "bfloat16")
+    assert "bfloat16" in shell(*words, code=2)
 
 
 def test_eval_manager_prints_a_matrix(shell: Any) -> None:

@@ -60,6 +60,11 @@ def choose_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cpu" and _cpu_has_bfloat16() else torch.float32
 
 
+def dtype_name(device: str | None = None) -> str:
+    """Return `choose_dtype` in words, "bfloat16"; of the device that is chosen here where none is named."""
+    return str(choose_dtype(device or choose_device())).removeprefix("torch.")
+
+
 def _cpu_has_bfloat16() -> bool:
     probe = getattr(torch.cpu, "get_capabilities", None)
     if probe is not None:
@@ -136,7 +141,7 @@ def inspect() -> Hardware:
         packages=versions(),
         device=device,
         device_name=device_name(device),
-        dtype=str(choose_dtype(device)).removeprefix("torch."),
+        dtype=dtype_name(device),
         threads=torch.get_num_threads(),
         four_bit=try_four_bit(device),
     )

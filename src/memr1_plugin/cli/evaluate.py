@@ -102,6 +102,7 @@ def evaluate(
     Needs the extra `train`.
     """
     from memr1_plugin.agents import models
+    from memr1_plugin.agents.hardware import dtype_name
     from memr1_plugin.embedding import as_embedder
     from memr1_plugin.evaluation import judge as judging
     from memr1_plugin.evaluation import report, run
@@ -129,7 +130,7 @@ def evaluate(
                 to,
                 engine_for=engines,
                 embedder=as_embedder(None),
-                model=" ".join(filter(None, (weights.name, weights.revision, dtype))),
+                model=" ".join(filter(None, (weights.name, weights.revision, dtype or dtype_name()))),
                 settings=Settings(candidates=candidates, remember_roles=tuple(role or ["user"])),
                 categories=() if category and "all" in category else tuple(category or run.LOCOMO_SCORED),
                 limit=limit,
