@@ -121,6 +121,7 @@ def evaluate(
     weights = models.resolve(model or None)
     shipped = models.find_loras(weights.name)
     systems = [parse_system(word, shipped) for word in system or ["no-memory", "rag", "untrained", "shipped"]]
+    dtype = dtype or dtype_name()
     engines = Engines(model or None, batch=batch, dtype=dtype)
     try:
         with stages(as_json) as tick:
@@ -130,7 +131,7 @@ def evaluate(
                 to,
                 engine_for=engines,
                 embedder=as_embedder(None),
-                model=" ".join(filter(None, (weights.name, weights.revision, dtype or dtype_name()))),
+                model=" ".join(filter(None, (weights.name, weights.revision, dtype))),
                 settings=Settings(candidates=candidates, remember_roles=tuple(role or ["user"])),
                 categories=() if category and "all" in category else tuple(category or run.LOCOMO_SCORED),
                 limit=limit,
