@@ -94,7 +94,7 @@ def _answer(bank: Bank, question: str, trained: bool) -> Call:
 
 
 def open_engine(name: str, threads: int, loras: Path | None) -> Engine:
-    """Open "nf4" (as packed), "unpacked" or "dense", each with ":DTYPE" (transformers), or "llama.cpp[:KIND]"."""
+    """Open "nf4" (as packed), "unpacked", "dense" or "openvino", each with ":DTYPE", or "llama.cpp[:KIND]"."""
     kind, _, form = name.partition(":")
     if kind == "llama.cpp":
         options = {"kind": None if form == "shipped" else form} if form else {}
@@ -105,9 +105,10 @@ def open_engine(name: str, threads: int, loras: Path | None) -> Engine:
 
     torch.set_num_threads(threads)
     dtype = form or None
-    return LocalEngine(
-        None, loras, options=LocalOptions(quantize=kind != "dense", unpack=kind == "unpacked", dtype=dtype)
-    )
+    how = {"nf4": (True, False, False), "unpacked": (True, True, False), "openvino": (True, True, True)}
+    quantize, unpack, compiled = how.get(kind, (False, False, False))
+    options = LocalOptions(quantize=quantize, unpack=unpack, compile=compiled, dtype=dtype)
+    return LocalEngine(None, loras, options=options)
 
 
 def timed(engine: Engine, prompt: Prompt, role: Role) -> tuple[Completion, float, float]:
@@ -194,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MEMR1_DATA", default)))
     parser.add_argument(
-        "--engines", default="nf4,unpacked,llama.cpp", help="comma-separated; the first is the reference"
+        "--engines", default="nf4,unpacked,openvino,llama.cpp", help="comma-separated; the first is the reference"
     )
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--part", default="1/1", help="2/10: the second tenth of the prompts, for short runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -52,31 +51,6 @@ def free_prompt(n: int) -> Prompt:
 
 
 MANY = [manager_prompt(n) for n in range(8)] + [free_prompt(n) for n in range(4)]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model."""
-    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def loras(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random LoRAs, strong enough to change what the tiny model writes, for both roles."""
-    peft = pytest.importorskip("peft")
-    folder = tmp_path_factory.mktemp("loras")
-    weights = models.resolve(tiny)
-    for seed, role in enumerate((Role.MANAGER, Role.ANSWER)):
-        base = loading.load_base(tiny, quantize=False, dtype=torch.float32, device="cpu")
-        torch.manual_seed(seed)
-        config = peft.LoraConfig(
-            task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False
-        )
-        peft.get_peft_model(base, config).save_pretrained(folder / role.value)
-        run = {"role": role.value, "base": weights.name, "base_revision": weights.revision}
-        run["prompt_hash"] = models.trained_prompt_hash(role)
-        (folder / role.value / "training_run.json").write_text(json.dumps(run))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +169,7 @@ def test_unpacked_weights_are_those_of_nf4(tiny: Path, loras: Path) -> None:
 
 def test_an_unpacked_engine_serves_its_roles_and_says_what_it_is(tiny: Path, loras: Path) -> None:
     """Three roles say three things, the base what it says without LoRAs, and the id tells that it is unpacked."""
-    options = LocalOptions(dtype="float32", device="cpu", unpack=True)
+    options = LocalOptions(dtype="float32", device="cpu", unpack=True, compile=False)
     engine, bare = LocalEngine(tiny, loras, options=options), LocalEngine(tiny, {}, options=options)
     said = {role: texts(engine.complete([free_prompt(n) for n in range(4)], role)) for role in Role}
     assert len({tuple(t) for t in said.values()}) == 3
@@ -222,6 +196,7 @@ def test_a_model_is_unpacked_only_where_there_is_room(tiny: Path) -> None:
     base = loading.load_base(tiny, device="cpu", dtype=torch.float32)
     dense = sum(p.numel() for n, p in loading.load_base(tiny, quantize=False).named_parameters() if "_proj" in n) * 4
     assert loading.roomy(base, available=2 * dense) and not loading.roomy(base, available=2 * dense - 1)
+    assert loading.roomy(base, available=4 * dense, copies=2) and not loading.roomy(base, available=2 * dense, copies=2)
 
 
 def test_every_completion_is_a_valid_operation_list(engine: LocalEngine) -> None:

@@ -200,7 +200,8 @@ class Decoder:
         return _State(cache, mask, torch.full((n,), len(prefix), dtype=torch.long, device=device))
 
     def _new_cache(self) -> Any:
-        return DynamicCache(config=self.model.config)
+        make = getattr(self.model, "new_cache", None)  # `compiled`
+        return DynamicCache(config=self.model.config) if make is None else make()
 
     def _run(
         self, state: _State, rows: Sequence[_Row], bodies: Sequence[list[int]], stopped: Callable[[], bool]
@@ -258,7 +259,7 @@ class Decoder:
     def _speaking_as(self, role: Role) -> Iterator[str]:
         """Switch to the role's LoRA, or to none; yields the adapter's name ("" for the base)."""
         adapters = getattr(self.model, "peft_config", {})
-        if hasattr(self.model, "speak_as"):  # `unpacked`
+        if hasattr(self.model, "speak_as"):  # `unpacked`, `compiled`
             self.model.speak_as(role.value)
             yield role.value if role.value in self.model.roles else ""
         elif role.value in adapters:

@@ -22,7 +22,16 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("torch", "local") from error
 
-_PACKAGES = ("memr1-plugin", "torch", "transformers", "peft", "bitsandbytes", "xgrammar", "sentence-transformers")
+_PACKAGES = (
+    "memr1-plugin",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "openvino",
+    "xgrammar",
+    "sentence-transformers",
+)
 
 
 @dataclass(frozen=True)

@@ -104,16 +104,17 @@ def unpacks(model: Any, wanted: bool | None) -> bool:
     return wanted and model.device.type == "cpu" and fits(model)
 
 
-def roomy(model: Any, available: int | None = None) -> bool:
+def roomy(model: Any, available: int | None = None, *, copies: int = 1) -> bool:
     """Say whether the dense matrices of `model`, once for each LoRA and the base, take at most half of free memory.
 
     Args:
+        copies: of each matrix.
         available: bytes that are free; None asks the system.
     """
     weights = sum(m.in_features * m.out_features for m in model.modules() if hasattr(m, "compute_type_is_set"))
     roles = 1 + len(getattr(model, "peft_config", {}))
     free = psutil.virtual_memory().available if available is None else available
-    return bool(weights * model.dtype.itemsize * roles <= free / 2)
+    return bool(weights * model.dtype.itemsize * roles * copies <= free / 2)
 
 
 def gains_unpacked(device: str) -> bool:

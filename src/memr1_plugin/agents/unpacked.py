@@ -7,6 +7,8 @@ rounded to the compute dtype once, which packed serving does not). Costs 2 bytes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -55,6 +57,21 @@ class Unpacked(torch.nn.Module):
         for layer in self._layers:
             layer.name = name if name in self.roles else BASE
 
+    @property
+    def how(self) -> str:
+        """How the weights are computed, for an engine's id."""
+        return "unpacked"
+
+    def dense(self, name: str) -> dict[str, Callable[[], torch.Tensor]]:
+        """Return for each weight's name what makes it: float32, with the LoRA called `name` added in."""
+        found: dict[str, Callable[[], torch.Tensor]] = {}
+        for own, module in self.inner.named_modules():
+            if isinstance(module, _Layer):
+                found[f"{own}.weight"] = partial(module.unpack, name if name in self.roles else BASE)
+            elif isinstance(weight := getattr(module, "weight", None), torch.nn.Parameter) and "._" not in own:
+                found[f"{own}.weight"] = weight.detach().float
+        return found
+
     def forward(self, **inputs: Any) -> Any:
         """Compute as the transformers model does."""
         return self.inner(**inputs)
@@ -72,19 +89,20 @@ class _Layer(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self._dense.get(self.name)
         if weight is None:
-            weight = self._dense[self.name] = self._unpack(x.dtype)
+            weight = self._dense[self.name] = self.unpack(self.name).to(x.dtype)
         bias = self._packed.bias
         return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
-    def _unpack(self, dtype: torch.dtype) -> torch.Tensor:
+    def unpack(self, name: str) -> torch.Tensor:
+        """Return the matrix with the LoRA called `name` added in, (out, in) float32."""
         with quiet_bitsandbytes():
             from bitsandbytes.functional import dequantize_4bit
         packed = self._packed.weight
         weight: torch.Tensor = dequantize_4bit(packed.data, packed.quant_state).float()
-        if self._lora is not None and self.name in self._lora.lora_A:
-            a, b = self._lora.lora_A[self.name].weight, self._lora.lora_B[self.name].weight
-            weight = weight + self._lora.scaling[self.name] * (b.float() @ a.float())
-        return weight.to(dtype)
+        if self._lora is not None and name in self._lora.lora_A:
+            a, b = self._lora.lora_A[name].weight, self._lora.lora_B[name].weight
+            weight = weight + self._lora.scaling[name] * (b.float() @ a.float())
+        return weight
 
 
 def _replace(model: Any) -> Any:

@@ -117,10 +117,12 @@ def _engine(model: str) -> dict[str, Any]:
     found = choice.choose(model or None)
     row: dict[str, Any] = {"name": found.engine, "why": found.why}
     if found.engine == "transformers":
-        from memr1_plugin.agents import hardware, loading
+        from memr1_plugin.agents import compiled, hardware, loading
 
-        unpacked = loading.gains_unpacked(hardware.choose_device())
-        row["weights"] = "nf4, computed unpacked if memory allows, each LoRA added in" if unpacked else "nf4"
+        row["weights"] = "nf4"
+        if loading.gains_unpacked(hardware.choose_device()):
+            how = "by OpenVINO, " if compiled.installed() else ""
+            row["weights"] += f", computed unpacked {how}if memory allows, each LoRA added in"
     return row
 
 
