@@ -61,7 +61,6 @@ class Compiled:
             raise ModelError(f"OpenVINO cannot serve this model: {why}. Leave LocalOptions.compile at None or False.")
         self._requests: dict[str, _Request] = {}
         self._name = ""
-        self.speak_as("")
 
     @property
     def how(self) -> str:
@@ -160,9 +159,8 @@ class Cache:
         self._rows, self._real = np.repeat(self._rows, n), np.repeat(self._real, n, axis=0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        self._check()
         if self._saved is None:
-            if self._request.holder is not self:
-                raise ModelError("a cache was copied after another had taken its place: a defect of this engine.")
             self._saved = self._request.saved()
         copied = Cache(self._request)
         copied._saved, copied._real, copied._rows = self._saved, self._real, self._rows
@@ -181,9 +179,15 @@ class Cache:
         if not self._real.size:
             self._rows, self._real = np.zeros(n, np.int32), np.zeros((n, 0), np.int64)
         if self._request.holder is not self:
+            self._check()
             self._request.restore(self._saved)
             self._request.holder = self
         self._real = np.concatenate([self._real, real], axis=1)
         found = self._request.run(input_ids=ids, attention_mask=self._real, position_ids=positions, beam_idx=self._rows)
         self._rows, self._saved = np.arange(n, dtype=np.int32), None
         return found
+
+    def _check(self) -> None:
+        """Raise if what this cache held is gone: going on from another's tokens would say something, and nonsense."""
+        if self._real.size and self._saved is None and self._request.holder is not self:
+            raise ModelError("a cache was taken up after another had taken its place: a defect of this engine.")
