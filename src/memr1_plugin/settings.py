@@ -27,9 +27,9 @@ class Settings:
     than it corrects the order (docs/results.md). Twice as far where a question asks for several things."""
     per_speaker: int | None = None
     """At most this many candidates of one speaker (the paper: 30); None: no quota."""
-    related: int = 3
-    """Memories shown to the Manager per fact. With 3 the memory to change is among them as often as with 5, for a sixth
-    of the prompt less (`benchmarks/certain.py --related`, docs/benchmarks.md)."""
+    related: int = 2
+    """Memories shown to the Manager per fact. With 2 the memory to change is among them as often as with 5, for less
+    than half of the memories (`benchmarks/certain.py --related`, docs/benchmarks.md)."""
     related_floor: float = 0.4
     """Relevance below which a memory is unrelated to a fact. At 0.4 two thirds of the facts of a synthetic dialogue
     need no model, and 4 of 66 changes are missed (0.35: half, 2 of 66; 0.45: three quarters, 8 of 66;

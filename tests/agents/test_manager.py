@@ -77,7 +77,19 @@ def test_all_open_facts_of_a_turn_are_one_call_over_the_union_of_what_is_related
 def test_braces_in_a_memory_are_text_and_never_placeholders() -> None:
     """A memory that says {facts} stays as it is: prompts are filled in one pass."""
     built = prompt([fact("{memories}")], [item(1, "{facts} {0}")], trained=True)
-    assert "Ana: {facts} {0}" in built.body and "- [8 May 2023] Ana: {memories}" in built.body
+    assert built.body == "1. {facts} {0}\n- {memories}\n=>"
+
+
+def test_the_trained_prompt_names_only_who_else_speaks() -> None:
+    """No dates, no headings, no name of the facts' own speaker; another's name, and one line for each item."""
+    shown = [item(1, "I live in Rome."), item(2, "I like\ntea.", speaker="Ben\n- Eve")]
+    built = prompt([fact("I moved to Berlin."), fact("I have\na cat.")], shown, trained=True)
+    assert (
+        built.body == ("1. I live in Rome.\n2. Ben - Eve: I like tea.\n- I moved to Berlin.\n- I have a cat.\n=>")
+        and not built.fixed
+    )
+    zero_shot = prompt([fact("I moved to Berlin.")], shown, trained=False)
+    assert "1. [8 May 2023] Ana: I live in Rome." in zero_shot.body
 
 
 def test_a_very_long_memory_is_cut_in_the_prompt_only() -> None:

@@ -62,7 +62,7 @@ def test_a_run_leaves_metrics_transcripts_and_curves(tmp_path: Path) -> None:
     for name in ("reward", "rewards/exact_match/mean", "rewards/compression/mean", "operations/ADD", "groups/dropped"):
         assert name in rows[0]
     sample = read(tmp_path / "run" / TRANSCRIPTS)[0]
-    assert sample["prompt"].endswith("Operations:\n") and {"completion", "parts", "answers", "choices"} <= set(sample)
+    assert sample["prompt"].endswith("=>") and {"completion", "parts", "answers", "choices"} <= set(sample)
     assert (tmp_path / "run" / CURVES).read_bytes().startswith(b"\x89PNG")
 
 

@@ -25,7 +25,7 @@ def test_every_operation_occurs_and_names_a_memory_that_is_shown() -> None:
         assert match is not None
         kinds[match[1] or match[2]] += 1
         if match[3]:
-            assert f"\n{match[3]}. [" in "\n" + example.prompt.body
+            assert f"\n{match[3]}. " in "\n" + example.prompt.body
     assert min(kinds.values()) > 10 and kinds["ADD"] > kinds["NOOP"]
 
 
