@@ -136,7 +136,7 @@ def test_a_compiled_engine_says_what_the_unpacked_one_says(tiny: Path, loras: Pa
     """The same texts from every role, in batches and alone, grammar or not, the fixed part computed once or not."""
     options = {"dtype": "float32", "device": "cpu", "unpack": True, "reuse_prefix": reuse_prefix}
     plain = LocalEngine(tiny, loras, options=LocalOptions(compile=False, **options))
-    engine = LocalEngine(tiny, loras, options=LocalOptions(**options))
+    engine = LocalEngine(tiny, loras, options=LocalOptions(compile=True, **options))
     for role in (Role.ANSWER, Role.MANAGER, Role.BASE, Role.ANSWER):
         expected = [c.text for c in plain.complete(PROMPTS, role)]
         assert [c.text for c in engine.complete(PROMPTS, role)] == expected
@@ -191,8 +191,10 @@ def test_models_of_another_kind_are_left_to_transformers(tiny: Path, loras: Path
     assert "activation" in llama_graph.unfit(LlamaConfig(hidden_act="gelu"))
     by_length = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     assert "rotary" in llama_graph.unfit(LlamaConfig(rope_parameters=by_length))
-    base = loading.load_base(tiny, device="cpu", dtype=torch.float32)
+    base = loading.load_base(tiny, device="cpu", dtype=torch.bfloat16)
     assert compiled.compiles(base, None) and not compiled.compiles(base, False)
+    exact = loading.load_base(tiny, device="cpu", dtype=torch.float32)
+    assert not compiled.compiles(exact, None) and compiled.compiles(exact, True), "nothing is gained in float32"
     base.config = qwen
     assert not compiled.compiles(base, None)
     model = unpacked(tiny, loras)
@@ -204,7 +206,7 @@ def test_models_of_another_kind_are_left_to_transformers(tiny: Path, loras: Path
 def test_without_openvino_the_error_names_its_extra(tiny: Path, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for and not there: the error says what to install. Not asked for: the weights are computed unpacked."""
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
-    base = loading.load_base(tiny, device="cpu", dtype=torch.float32)
+    base = loading.load_base(tiny, device="cpu", dtype=torch.bfloat16)
     assert not compiled.compiles(base, None)
     monkeypatch.delitem(sys.modules, "memr1_plugin.agents.llama_graph")
     monkeypatch.delattr("memr1_plugin.agents.llama_graph")

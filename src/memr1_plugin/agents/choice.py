@@ -1,8 +1,9 @@
 """Which engine serves where nobody named one: what is installed decides, and a log line and `memr1 doctor` say so.
 
 Nothing is timed: a bank must answer the same on two days. What was timed once is in docs/engines.md: the
-transformers engine reads prompts faster on a GPU and on a CPU (there its 4-bit weights are computed unpacked),
-and prompts are long here and completions short. llama.cpp serves where only the extra `cpu` is installed.
+transformers engine reads prompts faster on a GPU and on a CPU (there its 4-bit weights are computed unpacked,
+by OpenVINO if that is installed), and prompts are long here and completions short. llama.cpp serves where only the
+extra `cpu` is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The unpacked 4-bit weights, computed by OpenVINO: the same values again, in half the time or less on a CPU.
+"""The unpacked 4-bit weights, computed by OpenVINO: the same values again, in half the time on a CPU in bfloat16.
 
 transformers computes a step as a thousand calls from Python, most of them small; here a step is one call of a graph
 that is compiled for this processor when its role first speaks (a second or two). `Decoder` speaks to it as it does to
@@ -33,8 +33,11 @@ def installed() -> bool:
 
 
 def compiles(model: Any, wanted: bool | None) -> bool:
-    """Say whether a 4-bit `model` is to be compiled: as `wanted`, or where it can be and there is room."""
-    if wanted is None and installed():
+    """Say whether a 4-bit `model` is to be compiled: as `wanted`, or where it can be, is faster, and there is room.
+
+    In float32 nothing is gained (docs/engines.md).
+    """
+    if wanted is None and installed() and model.dtype is not torch.float32:
         from memr1_plugin.agents.llama_graph import unfit
 
         return not unfit(model.config.get_text_config()) and roomy(model, copies=_COPIES)

@@ -45,8 +45,8 @@ class LocalOptions:
     """Compute nf4 weights as dense matrices, each role's LoRA added in: faster on a CPU, and 212 MB a role for
     SmolLM2-135M; None: on CPUs that compute bfloat16 natively (docs/engines.md has the numbers)."""
     compile: bool | None = None
-    """Compute the unpacked weights with OpenVINO, in half the time (docs/engines.md); None: on x86-64 where the extra
-    ``openvino`` is installed and the model is of a kind that `compiled` serves."""
+    """Compute the unpacked weights with OpenVINO; None: in 16 bits on x86-64, where that takes half the time
+    (docs/engines.md), the extra ``openvino`` is installed and the model is of a kind that `compiled` serves."""
     device: str | None = None
     """"cpu", "cuda:1", ...; None chooses."""
     device_map: str | None = None

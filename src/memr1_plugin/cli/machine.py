@@ -121,7 +121,8 @@ def _engine(model: str) -> dict[str, Any]:
 
         row["weights"] = "nf4"
         if loading.gains_unpacked(hardware.choose_device()):
-            how = "by OpenVINO, " if compiled.installed() else ""
+            compiles = compiled.installed() and hardware.dtype_name() != "float32"
+            how = "by OpenVINO, " if compiles else ""
             row["weights"] += f", computed unpacked {how}if memory allows, each LoRA added in"
     return row
 

@@ -23,10 +23,10 @@ from memr1_plugin.training.split import Split, split
 
 NEEDED = ("torch", "transformers", "peft", "trl", "datasets", "faker", "bitsandbytes", "matplotlib")
 REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
-MANAGER_EXAMPLES = 32
-"""Gold operations that one synthetic conversation yields for the Manager; measured over 40."""
-MANAGER_TOKENS = 170
-"""Tokens of one of them: few have many memories to decide about."""
+MANAGER_EXAMPLES = 11
+"""Gold operations that one synthetic conversation yields for the Manager; measured over 36."""
+MANAGER_TOKENS = 95
+"""Tokens of one of them, measured over 8 conversations."""
 SHOWN = 0.5
 """Share of the candidates that are near enough to the best to be shown (`Settings.margin`), on average."""
 

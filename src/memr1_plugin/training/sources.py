@@ -110,8 +110,9 @@ def _told(conversation: Conversation, lines: Sequence[str], rng: random.Random) 
     return told
 
 
-KEPT = {OperationKind.NOOP: 0.09, OperationKind.ADD: 0.3}
-"""Share of the synthetic NOOPs (of small talk) and ADDs that is kept: what is rare is to be learned too."""
+KEPT = {OperationKind.ADD: 0.3}
+"""Share of the synthetic ADDs that is kept: what is rare is to be learned too. NOOPs are rare since certain cases are
+decided by rule: with a tenth of them the Manager unlearned to see a repetition (training/LOG.md)."""
 
 
 def operation_examples(
