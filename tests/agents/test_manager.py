@@ -161,6 +161,29 @@ def test_a_delete_is_believed_of_what_is_said_to_be_over() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "known", "kind"),
+    [
+        ("I moved to Berlin last week, I don't live in Lisbon any more.", "I live in Lisbon.", "UPDATE"),
+        ("I don't live in Lisbon any more, I moved to my parents' house.", "I live in Lisbon.", "UPDATE"),
+        ("I stopped working at Bosch, Siemens has taken me.", "I work at Bosch.", "UPDATE"),
+        ("I don't live in Lisbon any more.", "I live in Lisbon.", "DELETE"),
+        ("I quit mosaic, I sold my tools last Wednesday [the Wednesday before 17 May].", "I like mosaic.", "DELETE"),
+        ("Great question, Hannah! I don't do kickboxing any more.", "I do kickboxing.", "DELETE"),
+        ("Kickboxing with Ana is over, I gave it up.", "I do kickboxing.", "DELETE"),  # Ana is who speaks
+    ],
+)
+def test_a_withdrawal_does_not_take_what_came_after_away(said: str, known: str, kind: str) -> None:
+    """The first one was a bot's: its Manager deleted Lisbon, and Berlin was nowhere."""
+    assert followed("DELETE 1", said, item(1, known, score=0.9)) == [
+        (kind, 1, "manager" if kind == "DELETE" else "rule")
+    ]
+    assert followed("DELETE 1; ADD", said, item(1, known, score=0.9)) == [
+        ("DELETE", 1, "manager"),
+        ("ADD", None, "manager"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("said", "known", "speaker", "bears"),
     [
         ("I moved to Berlin.", "I live in Lisbon.", "Ana", True),  # no word in common, and yet

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from memr1_plugin.bank.text_index import terms
 from memr1_plugin.operations import one_line
@@ -59,6 +60,14 @@ _ENGLISH = re.compile(
 )
 _NAME = re.compile(r"(?<!^)(?<![.!?]\s)\b[A-Z]\w+")
 """A capital inside a sentence."""
+_ASIDE = re.compile(
+    r"\[[^\]]*\]|,\s+\w+(?=[!?,.])|\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)(?:days?)?|january|february|march|april|may|june|july|august"
+    r"|september|october|november|december)\b",
+    re.IGNORECASE,
+)
+"""Capitals that do not say what came after: whoever is spoken to, days and months, dates that were worked out."""
+_AFTER = re.compile(r"\b(?:moved (?:in|to)|switched to|took up|started|became|instead|now)\b", re.IGNORECASE)
+"""How people say what took something's place."""
 
 
 def certain(fact: Fact, memories: Sequence[MemoryItem]) -> Operation | None:
@@ -152,6 +161,21 @@ def believed(operation: Operation, related: Sequence[MemoryItem], settings: Sett
     return _of_oneself(target) or _shares_a_word(fact, target)
 
 
+def _keeping_what_came_after(operation: Operation, related: Sequence[MemoryItem]) -> Operation:
+    target = next((item for item in related if item.id == operation.target), None)
+    if operation.kind is not OperationKind.DELETE or operation.fact is None or target is None:
+        return operation
+    after = _says_what_came_after(operation.fact, target)
+    return replace(operation, kind=OperationKind.UPDATE) if after else operation
+
+
+def _says_what_came_after(fact: Fact, item: MemoryItem) -> bool:
+    """True if a fact names somebody or something that a memory lacks, or has words for what took its place."""
+    text = _ASIDE.sub("", fact.text)
+    known = set(re.findall(r"\w+", f"{item.text} {fact.speaker} {item.speaker}"))
+    return bool(_AFTER.search(text) or set(_NAME.findall(text)) - known)
+
+
 def _one_voice(*speakers: str) -> bool:
     """True unless the speakers are two people; "user" is a bot's user where nobody gave a name."""
     return len({speaker.casefold() for speaker in speakers} - {"user"}) <= 1
@@ -186,8 +210,13 @@ def _repeats(fact: Fact, item: MemoryItem) -> bool:
 def restrain(
     operations: Sequence[Operation], related: Sequence[MemoryItem], settings: Settings
 ) -> tuple[list[Operation], list[Operation]]:
-    """Return a fact's operations as they are followed, and those that are not; where no other is left, it is added."""
-    kept = [op for op in operations if believed(op, related, settings)]
+    """Return a fact's operations as they are followed, and those that are not; where no other is left, it is added.
+
+    A DELETE alone that would take what came after away with what was before ("I moved to Berlin, I don't live in
+    Lisbon any more") is followed as an UPDATE: the memory is as gone, and the fact is there.
+    """
+    followed = [_keeping_what_came_after(op, related) for op in operations] if len(operations) == 1 else operations
+    kept = [op for op in followed if believed(op, related, settings)]
     refused = [op for op in operations if op not in kept]
     if refused and not any(op.kind in (OperationKind.ADD, OperationKind.UPDATE) for op in kept):
         kept.append(Operation(OperationKind.ADD, refused[0].fact))
