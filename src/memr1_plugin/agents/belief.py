@@ -61,8 +61,8 @@ _ENGLISH = re.compile(
 _NAME = re.compile(r"(?<!^)(?<![.!?]\s)\b[A-Z]\w+")
 """A capital inside a sentence."""
 _ASIDE = re.compile(
-    r"\[[^\]]*\]|,\s+\w+(?=[!?,.])|\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)(?:days?)?|january|february|march|april|may|june|july|august"
-    r"|september|october|november|december)\b",
+    r"\[[^\]]*\]|,\s+\w+(?=[!?,.])|\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)(?:days?)?|january|february|march"
+    r"|april|may|june|july|august|september|october|november|december)\b",
     re.IGNORECASE,
 )
 """Capitals that do not say what came after: whoever is spoken to, days and months, dates that were worked out."""
