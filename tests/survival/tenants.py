@@ -112,7 +112,7 @@ def seen(memory: Memory, scope: Scope, query: str) -> dict[str, object]:
     return {
         "items": [_plain(item) for item in items],
         "history": [
-            (c.kind, place.get(c.item_id or 0), _plain(c.before), _plain(c.after), c.turn_id, c.source, c.undone)
+            (c.kind, place.get(c.item_id or 0), _plain(c.before), _plain(c.after), _told(c.turn_id), c.source, c.undone)
             for c in memory.history(scope=scope)
         ],
         "search": [(place[i.id], round(i.score or 0, 5)) for i in memory.search(query, scope=scope, k=20)],
@@ -125,26 +125,27 @@ def seen(memory: Memory, scope: Scope, query: str) -> dict[str, object]:
         "quarantine": [(_told(held.turn.id), held.rules) for held in memory.quarantine(scope)],
         "feedback": [(a.question, a.text, correct) for a, correct in bank.feedback(scope)],
         "export": [_row(row, place) for row in memory.export(scope)],
-        "pending": [turn.id for turn in bank.pending(scope)],
+        "pending": [_told(turn.id) for turn in bank.pending(scope)],
         "stats": [getattr(bank.stats(scope), name) for name in ("items", "deleted", "turns", "changes", "rejections")],
     }  # fmt: skip
 
 
-def _told(turn_id: str) -> str:
-    """A turn's id if it was given one; those of corrections in quarantine are random."""
-    return turn_id if turn_id.startswith("t") else ""
+def _told(turn_id: str | None) -> str | None:
+    """A turn's id if it was given one; those of corrections in quarantine, released or not, are random."""
+    return turn_id if turn_id is None or turn_id.startswith("t") else ""
 
 
 def _plain(item: MemoryItem | None) -> object:
     if item is None:
         return None
-    return item.text, item.speaker, item.context, item.turn_ids, item.deleted, item.expires_at, dict(item.metadata)
+    turns = tuple(map(_told, item.turn_ids))
+    return item.text, item.speaker, item.context, turns, item.deleted, item.expires_at, dict(item.metadata)
 
 
 def _row(row: dict[str, Any], place: dict[int, int]) -> object:
     """Return an exported row's texts, and where it points."""
     if row["type"] == "change":
-        return "change", row["kind"], place.get(row["item_id"]), row["turn_id"], row["scope"]
+        return "change", row["kind"], place.get(row["item_id"]), _told(row["turn_id"]), row["scope"]
     if row["type"] == "item":
         return "item", place[row["id"]], row["text"], row["scope"]
     return row["type"], row.get("text"), row.get("correct"), row.get("scope")
