@@ -105,8 +105,8 @@ def open_engine(name: str, threads: int, loras: Path | None) -> Engine:
 
     torch.set_num_threads(threads)
     dtype = form or None
-    how = {"nf4": (True, False, False), "unpacked": (True, True, False), "openvino": (True, True, True)}
-    quantize, unpack, compiled = how.get(kind, (False, False, False))
+    steps = ("dense", "nf4", "unpacked", "openvino").index(kind)  # each on top of the one before
+    quantize, unpack, compiled = steps > 0, steps > 1, steps > 2
     options = LocalOptions(quantize=quantize, unpack=unpack, compile=compiled, dtype=dtype)
     return LocalEngine(None, loras, options=options)
 

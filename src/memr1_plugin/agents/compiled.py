@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from memr1_plugin.agents.loading import roomy
-from memr1_plugin.agents.unpacked import Unpacked
+from memr1_plugin.agents.unpacked import BASE, Unpacked
 from memr1_plugin.errors import ModelError
 
 Array = np.ndarray[Any, Any]
@@ -27,17 +27,18 @@ _WIDTH = 32
 """A prompt is padded to a multiple of this: for a length that it has not met, OpenVINO prepares each product anew."""
 
 
-def installed() -> bool:
-    """Say whether OpenVINO is here, on a processor on which it was measured; imports nothing."""
-    return platform.machine().lower() in ("x86_64", "amd64") and find_spec("openvino") is not None
-
-
-def compiles(model: Any, wanted: bool | None) -> bool:
-    """Say whether a 4-bit `model` is to be compiled: as `wanted`, or where it can be, is faster, and there is room.
+def gains(dtype: torch.dtype) -> bool:
+    """Say whether OpenVINO is here, on a kind of processor and in a dtype where it gains; imports nothing.
 
     In float32 nothing is gained (docs/engines.md).
     """
-    if wanted is None and installed() and model.dtype is not torch.float32:
+    measured = platform.machine().lower() in ("x86_64", "amd64") and dtype is not torch.float32
+    return measured and find_spec("openvino") is not None
+
+
+def compiles(model: Any, wanted: bool | None) -> bool:
+    """Say whether a 4-bit `model` is to be compiled: as `wanted`, or where it can be, is faster, and there is room."""
+    if wanted is None and gains(model.dtype):
         from memr1_plugin.agents.llama_graph import unfit
 
         return not unfit(model.config.get_text_config()) and roomy(model, copies=_COPIES)
@@ -63,7 +64,7 @@ class Compiled:
         if why := llama_graph.unfit(self.config.get_text_config()):
             raise ModelError(f"OpenVINO cannot serve this model: {why}. Leave LocalOptions.compile at None or False.")
         self._requests: dict[str, _Request] = {}
-        self._name = ""
+        self._name = BASE
 
     @property
     def how(self) -> str:
@@ -76,7 +77,7 @@ class Compiled:
 
     def speak_as(self, name: str) -> None:
         """Compute with the LoRA called `name` from now on; without one if there is none of that name."""
-        self._name = name if name in self.roles else ""
+        self._name = name if name in self.roles else BASE
 
     def new_cache(self) -> Cache:
         """Return an empty key-value cache for the role that speaks."""
@@ -97,10 +98,12 @@ class Compiled:
         return SimpleNamespace(logits=torch.from_numpy(found))
 
     def _compile(self) -> Any:
-        config, weights = self.config.get_text_config(), self._unpacked.dense(self._name)
         turns = self._unpacked.inner.model.rotary_emb
         model = self._graph.draw(
-            config, lambda name: weights[name]().numpy(), turns.inv_freq.float().numpy(), turns.attention_scaling
+            self.config.get_text_config(),
+            lambda weight: self._unpacked.dense(weight, self._name).numpy(),
+            turns.inv_freq.float().numpy(),
+            turns.attention_scaling,
         )
         if self.dtype is not torch.float32:  # the graph keeps its weights beside the compiled ones: in 16 bits, not 32
             self._graph.halve(model)
@@ -177,8 +180,10 @@ class Cache:
             mask: (rows, tokens so far), of which the last columns are those of `ids`.
         """
         n, new = ids.shape
-        padding = [(0, 0), (-new % _WIDTH if new >= _WIDTH else 0, 0)]
-        ids, real, positions = (np.pad(array, padding) for array in (ids, mask[:, -new:], positions))
+        real = mask[:, -new:]
+        if new > _WIDTH:  # not the single tokens of writing
+            padding = [(0, 0), (-new % _WIDTH, 0)]
+            ids, real, positions = (np.pad(array, padding) for array in (ids, real, positions))
         if not self._real.size:
             self._rows, self._real = np.zeros(n, np.int32), np.zeros((n, 0), np.int64)
         if self._request.holder is not self:

@@ -7,8 +7,6 @@ rounded to the compute dtype once, which packed serving does not). Costs 2 bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -62,14 +60,10 @@ class Unpacked(torch.nn.Module):
         """How the weights are computed, for an engine's id."""
         return "unpacked"
 
-    def dense(self, name: str) -> dict[str, Callable[[], torch.Tensor]]:
-        """Return for each weight's name what makes it: float32, with the LoRA called `name` added in."""
-        found: dict[str, Callable[[], torch.Tensor]] = {}
-        for own, module in self.inner.named_modules():
-            if isinstance(module, _Layer):
-                found[f"{own}.weight"] = partial(module.unpack, name if name in self.roles else BASE)
-            elif isinstance(weight := getattr(module, "weight", None), torch.nn.Parameter) and "._" not in own:
-                found[f"{own}.weight"] = weight.detach().float
+    def dense(self, weight: str, name: str) -> torch.Tensor:
+        """Return one weight ("model.norm.weight") in float32, with the LoRA called `name` added in."""
+        module: Any = self.inner.get_submodule(weight.removesuffix(".weight"))
+        found: torch.Tensor = module.unpack(name) if isinstance(module, _Layer) else module.weight.detach().float()
         return found
 
     def forward(self, **inputs: Any) -> Any:
@@ -94,7 +88,7 @@ class _Layer(torch.nn.Module):
         return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     def unpack(self, name: str) -> torch.Tensor:
-        """Return the matrix with the LoRA called `name` added in, (out, in) float32."""
+        """Return the matrix, (out, in) float32, with the LoRA called `name` added in if there is one."""
         with quiet_bitsandbytes():
             from bitsandbytes.functional import dequantize_4bit
         packed = self._packed.weight

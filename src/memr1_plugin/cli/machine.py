@@ -119,10 +119,9 @@ def _engine(model: str) -> dict[str, Any]:
     if found.engine == "transformers":
         from memr1_plugin.agents import compiled, hardware, loading
 
-        row["weights"] = "nf4"
-        if loading.gains_unpacked(hardware.choose_device()):
-            compiles = compiled.installed() and hardware.dtype_name() != "float32"
-            how = "by OpenVINO, " if compiles else ""
+        row["weights"], device = "nf4", hardware.choose_device()
+        if loading.gains_unpacked(device):
+            how = "by OpenVINO, " if compiled.gains(hardware.choose_dtype(device)) else ""
             row["weights"] += f", computed unpacked {how}if memory allows, each LoRA added in"
     return row
 
